@@ -1,0 +1,122 @@
+"""The one in-flight loop: a bounded map over items with retries. No other file waits for futures.
+
+One item per slot is in flight, so memory does not grow with the number of items, and a slow worker gets fewer.
+"""
+
+import random
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+from pipeline.errors import IntegrityError, StorageError, UsageError
+
+Item = TypeVar("Item")
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+
+
+class Pool(Protocol):
+    """Something that takes work into numbered slots."""
+
+    slots: int
+
+    def submit(self, slot: int, item: Any) -> Any:
+        """Start work on an item and return its future."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An item that was given up, and why."""
+
+    error: str
+    attempts: int
+
+
+@dataclass(frozen=True)
+class _Work:
+    """An item, which attempt this is, and the moment before which it does not start."""
+
+    item: Any
+    attempt: int = 1
+    ready_at: float = 0.0
+
+
+def dispatch(pool: Pool, items: Iterable[Item], attempts: int) -> Iterator[tuple[Item, Any | Failure]]:
+    """Yield (item, result or Failure) as they end, in no fixed order.
+
+    Raises
+    ------
+    UsageError, IntegrityError
+        At once, when one item says that the whole run is wrong.
+
+    Notes
+    -----
+    Actor death, lost nodes, throttling and every error that is not known to repeat are tried again after a pause that
+    doubles from 0.5 s to 30 s and is shortened by chance, so that retries do not come in step.
+    """
+    fresh = (_Work(item) for item in items)
+    waiting: list[_Work] = []
+    free = list(range(pool.slots))
+    running: dict[Any, tuple[int, _Work]] = {}
+    try:
+        while True:
+            while free and (work := _take(waiting, fresh)):
+                slot = free.pop(0)
+                running[pool.submit(slot, work.item)] = (slot, work)
+            if not running and not waiting:
+                return
+            for future in _ended(running, waiting):
+                slot, work = running.pop(future)
+                free.append(slot)
+                result, retry = _collect(future, work, attempts)
+                if retry:
+                    waiting.append(replace(work, attempt=work.attempt + 1, ready_at=time.monotonic() + _pause_s(work.attempt)))
+                else:
+                    yield work.item, result
+    finally:
+        for future in running:
+            ray.cancel(future, force=False)
+
+
+def _take(waiting: list[_Work], fresh: Iterator[_Work]) -> _Work | None:
+    """Return what may start now: a retry whose pause is over, else a fresh item."""
+    now = time.monotonic()
+    for index, work in enumerate(waiting):
+        if work.ready_at <= now:
+            return waiting.pop(index)
+    return next(fresh, None)
+
+
+def _ended(running: dict[Any, Any], waiting: list[_Work]) -> list[Any]:
+    """Wait for a future to end, but no longer than until a retry is due."""
+    due_s = max(0.0, min(work.ready_at for work in waiting) - time.monotonic()) if waiting else None
+    if not running:
+        time.sleep(due_s or 0)
+        return []
+    ended: list[Any] = ray.wait(list(running), num_returns=1, timeout=due_s)[0]
+    return ended
+
+
+def _collect(future: Any, work: _Work, attempts: int) -> tuple[Any, bool]:
+    """Return (result or Failure, whether to try again)."""
+    try:
+        return ray.get(future), False
+    except (RayTaskError, ray.exceptions.RayError) as raised:
+        error = raised.cause if isinstance(raised, RayTaskError) else raised
+        if isinstance(error, UsageError | IntegrityError):
+            raise error from None
+        again = work.attempt < attempts and not isinstance(error, StorageError)  # StorageError: the answer stays no
+        return Failure(_words(error), work.attempt), again
+
+
+def _words(error: BaseException) -> str:
+    """Return the error's type and first line: Ray's own messages go on for a page."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def _pause_s(attempt: int) -> float:
+    return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (attempt - 1)) * random.uniform(0.5, 1)

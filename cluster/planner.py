@@ -1,0 +1,128 @@
+"""Planning on the cluster: the driver lists, tasks read the footers of files that no plan has seen, the driver packs shards."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from cluster.dispatch import Failure, dispatch
+from cluster.workers import TaskPool
+from pipeline.errors import AlreadyExistsError, InputError, NightshiftError, StorageError
+from pipeline.plans import Plan, read_plan, read_unfinished, write_plan
+from pipeline.settings import InputSettings, StorageSettings
+from pipeline.shards import Segment, Shard, make_shards, update_shards
+from pipeline.sources import Listing, dataset_name, list_source, open_source, segments_of
+from pipeline.storage import Entry, Storage
+
+FILES_PER_TASK = 64
+ATTEMPTS = 3
+
+Scanned = list[tuple[Entry, list[Segment] | str]]
+
+
+def plan(
+    store: Storage, settings: InputSettings, storage: StorageSettings, now: str, advanced: Callable[[int], None]
+) -> tuple[Plan, bool]:
+    """Bring the data set's plan up to date with its input.
+
+    Parameters
+    ----------
+    now : str
+        The time that the snapshot records.
+    advanced : Callable[[int], None]
+        Told how many files were looked at, as it goes.
+
+    Returns
+    -------
+    tuple[Plan, bool]
+        The newest snapshot, and whether it is a new one: an unchanged input makes none.
+
+    Raises
+    ------
+    InputError
+        When there is no input, or none of its files can be read.
+    """
+    listing, dataset = list_source(settings, storage), dataset_name(settings)
+    while True:
+        previous = read_plan(store, dataset)
+        try:
+            return _update(store, settings, storage, previous, listing, now, advanced)
+        except AlreadyExistsError:
+            continue  # another planner completed this number: build on what it wrote
+
+
+def _update(
+    store: Storage, settings: InputSettings, storage: StorageSettings, previous: Plan | None, listing: Listing,
+    now: str, advanced: Callable[[int], None],
+) -> tuple[Plan, bool]:  # fmt: skip
+    dataset = dataset_name(settings)
+    history = list(previous.shards) if previous else []
+    history += [shard for shard in read_unfinished(store, dataset) if shard.id not in {s.id for s in history}]
+    kept = update_shards(history, {file.identity for file in listing.files})
+    known = {segment.key for shard in kept for segment in shard.live}
+    segments, failed = _scan(_unplanned(listing, kept), listing, settings, storage, advanced)
+    new = list(make_shards((s for s in segments if s.key not in known), settings.shard_images))
+    if failed and not new and not kept:
+        raise InputError(f"none of the {len(failed)} files can be read; the first: {failed[0]['error']}")
+    n = previous.n + 1 if previous else 1
+    result = Plan(dataset, n, tuple(kept + new), tuple(failed), listing.ignored, {"format": listing.format, "files": len(listing.files)})
+    if previous and (previous.shards, previous.failed_files) == (result.shards, result.failed_files):
+        return previous, False
+    write_plan(store, result, now)
+    return result, True
+
+
+def _unplanned(listing: Listing, kept: Sequence[Shard]) -> list[Entry]:
+    """Return the files that have rows without a shard: new ones, and those that an unfinished plan got halfway through."""
+    rows: Counter[tuple[str, int, str]] = Counter()
+    total: dict[tuple[str, int, str], int] = {}
+    for segment in (segment for shard in kept for segment in shard.live):
+        rows[segment.file] += segment.num_rows
+        total[segment.file] = segment.file_rows
+    return [f for f in listing.files if rows[f.identity] < total.get(f.identity, 1)]
+
+
+def _scan(
+    files: Sequence[Entry], listing: Listing, settings: InputSettings, storage: StorageSettings, advanced: Callable[[int], None]
+) -> tuple[list[Segment], list[dict[str, str]]]:
+    """Return the segments of files in listing order, and the files that cannot be read, with the reason."""
+    found: dict[str, list[Segment]] = {}
+    failed: dict[str, str] = {}
+    scan = partial(scan_files, kind=listing.format, settings=settings, storage=storage)
+    results = _local(scan, files) if listing.format == "images" else dispatch(TaskPool(scan), _chunks(files), ATTEMPTS)
+    for chunk, result in results:
+        advanced(len(chunk))
+        if isinstance(result, Failure):
+            failed |= {file.path: result.error for file in chunk}
+            continue
+        for file, outcome in result:
+            if isinstance(outcome, str):
+                failed[file.path] = outcome
+            else:
+                found[file.path] = outcome
+    ordered = [segment for file in files for segment in found.get(file.path, [])]
+    return ordered, [{"path": path, "error": failed[path]} for path in sorted(failed)]
+
+
+def scan_files(files: Sequence[Entry], kind: str, settings: InputSettings, storage: StorageSettings) -> Scanned:
+    """Return each file with its segments, or with the words for why it has none."""
+    folder, _ = open_source(settings, storage)
+    results: Scanned = []
+    for file in files:
+        try:
+            results.append((file, segments_of(file, kind, settings, folder)))
+        except (InputError, StorageError) as error:
+            results.append((file, str(error)))
+    return results
+
+
+def _local(scan: Callable[[Sequence[Entry]], Scanned], files: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], Scanned | Failure]]:
+    """Loose images have no footers: their listing is their plan, and no task is worth its start."""
+    for chunk in _chunks(files):
+        try:
+            yield chunk, scan(chunk)
+        except NightshiftError as error:
+            yield chunk, Failure(str(error), 1)
+
+
+def _chunks(files: Sequence[Entry]) -> list[Sequence[Entry]]:
+    return [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]

@@ -1,0 +1,31 @@
+"""What the session has, and how many workers of a size fit into it."""
+
+import math
+
+import ray
+
+from pipeline.errors import UsageError
+
+
+def available(resource: str = "CPU") -> float:
+    """Return how much of a resource the whole session has."""
+    return float(ray.cluster_resources().get(resource, 0))
+
+
+def fitting(cpus: float, gpus: float, wanted: int | None) -> int:
+    """Return how many workers to start: `wanted`, or as many as fit.
+
+    Raises
+    ------
+    UsageError
+        When not even one fits, or fewer than are wanted: they would wait for ever.
+    """
+    most = math.floor(available("CPU") / cpus)
+    if gpus:
+        most = min(most, math.floor(available("GPU") / gpus))
+    if most < max(1, wanted or 1):
+        raise UsageError(
+            f"{wanted or 1} worker(s) of {cpus:g} CPU and {gpus:g} GPU do not fit into {available('CPU'):g} CPU and "
+            f"{available('GPU'):g} GPU; ask for fewer or smaller ones, or raise cluster.num_cpus on one machine"
+        )
+    return wanted or most

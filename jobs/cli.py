@@ -1,0 +1,183 @@
+"""The command line. Parsing imports nothing heavy; each command imports its world when it runs."""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Any
+
+EPILOG = """\
+exit codes:
+  0  complete
+  1  failed
+  2  usage: the command, the config or the input must be corrected
+  3  finished, but with failed shards or files, more bad images than allowed, or held back by a check
+  4  nothing new, although the config requires it (label.require_new)
+  5  stopped early (Ctrl-C); the same command continues
+
+a first night:
+  nightshift demo                        everything once, on the digits that scikit-learn carries
+  nightshift plan configs/local.yaml     what is there
+  nightshift train configs/local.yaml    a model for it
+  nightshift nightly configs/local.yaml  label what is new, publish, report: put this line into cron
+"""
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "demo": ("run a whole night on handwritten digits", "Writes 1,797 digits as Parquet, then plan, train, evaluate, label and report."),
+    "plan": ("find out what the input holds", "Lists the input, reads footers, and puts new images into shards. Images keep their shard."),
+    "train": ("train or adopt a model", "Trains as train.mode says and seals a bundle. The first bundle becomes production."),
+    "evaluate": ("judge the model on held-out images", "Accuracy with its interval, per class, confusion matrix, misclassified images."),
+    "label": ("label what is not labelled yet, and publish", "Labels the newest plan's open shards, checks the books, publishes the view."),
+    "nightly": ("plan, label what is new, publish, report", "The one command for a scheduler."),
+    "labels": ("read the current view", "Shows the published labels, or copies them into one Parquet, CSV or JSON lines file."),
+    "status": ("what the store holds", "Plans, models, generations, the current view and the last runs."),
+    "report": ("write the page of a run", "One self-contained HTML page, beside the run's run.json."),
+    "doctor": ("check this machine, the cluster and the store", "What is installed, what the session has, can the store be read and written."),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line."""
+    parser = argparse.ArgumentParser(
+        "nightshift",
+        description="Label image data sets at night: sharded, exactly once, on one machine or a Ray cluster.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _common(parser, "before_")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (short, long) in COMMANDS.items():
+        sub = commands.add_parser(name, help=short, description=f"{long}", epilog="exit codes: see nightshift --help")
+        if name == "doctor":
+            sub.add_argument("config", nargs="?", metavar="CONFIG", help="also check its store and cluster")
+        elif name != "demo":
+            sub.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/local.yaml")
+        _options(name, sub)
+        _common(sub, "")
+    return parser
+
+
+def _common(parser: argparse.ArgumentParser, prefix: str) -> None:
+    """Options that may stand before or after the command."""
+    group = parser.add_argument_group("options of every command")
+    group.add_argument(
+        "--set", dest=f"{prefix}overrides", action="append", default=[], metavar="KEY=VALUE", help="override a config key: --set label.top_k=3"
+    )
+    group.add_argument("--run-id", dest=f"{prefix}run_id", metavar="ID", help="name of the run's record (default: time, command, chance)")
+    group.add_argument("--json", dest=f"{prefix}json", action="store_true", help="make the last line of stdout the run's record")
+
+
+def _options(name: str, sub: argparse.ArgumentParser) -> None:
+    if name == "demo":
+        sub.add_argument("--folder", default="demo", help="where it writes (default: ./demo)")
+        sub.add_argument("--fresh", action="store_true", help="remove what an earlier demo left there, and start over")
+    elif name == "train":
+        sub.add_argument("--again", action="store_true", help="train although this training is finished")
+    elif name == "evaluate":
+        sub.add_argument("--split", metavar="NAME", help="split to judge on, or several as val+test (default: test, else val)")
+    elif name == "label":
+        sub.add_argument("--image", metavar="PHOTO", help="label one image file and print the best classes; nothing is written")
+        sub.add_argument("--retry-quarantined", action="store_true", help="label shards with quarantined rows again")
+    elif name == "labels":
+        sub.add_argument("--to", metavar="FILE", help="copy the view into FILE: .parquet, .csv or .jsonl")
+        sub.add_argument("--limit", type=int, default=20, help="rows to show (default: 20)")
+    elif name == "report":
+        sub.add_argument("--run", metavar="ID", help="run to show (default: the last one)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = build_parser().parse_args(arguments)
+    options.overrides = options.before_overrides + options.overrides
+    options.run_id = options.run_id or options.before_run_id
+    options.json = options.json or options.before_json
+    _prepare()
+    from pipeline.errors import NightshiftError
+
+    try:
+        return _handlers()[options.command](options)
+    except NightshiftError as error:
+        print(f"nightshift {options.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 5
+    except BrokenPipeError:  # `nightshift labels ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _prepare() -> None:
+    """Let SIGTERM stop a run as cleanly as Ctrl-C does."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _handlers() -> dict[str, Callable[[Any], int]]:
+    return {
+        "demo": _demo, "plan": _recorded, "train": _recorded, "evaluate": _recorded, "label": _label, "nightly": _recorded,
+        "labels": _labels, "status": _status, "report": _report, "doctor": _doctor,
+    }  # fmt: skip
+
+
+def _recorded(options: Any) -> int:
+    """Run a command that leaves a record in the store."""
+    from importlib import import_module
+
+    from jobs.config import read_config
+    from jobs.runs import Run, execute
+
+    run = Run(options.command, read_config(options.config, options.overrides), options.run_id)
+    names = {"train": ("again",), "evaluate": ("split",), "label": ("retry_quarantined",)}.get(options.command, ())
+    extra = {name: getattr(options, name) for name in names}
+    code = execute(run, lambda current: import_module(f"jobs.{options.command}").work(current, **extra))
+    if options.json:
+        print(json.dumps(run.record, ensure_ascii=False))
+    return code
+
+
+def _label(options: Any) -> int:
+    if not options.image:
+        return _recorded(options)
+    from jobs.config import read_config
+    from jobs.photo import label_photo
+
+    return label_photo(read_config(options.config, options.overrides), options.image, options.json)
+
+
+def _labels(options: Any) -> int:
+    from jobs.config import read_config
+    from jobs.labels import show
+
+    return show(read_config(options.config, options.overrides), options.to, options.limit, options.json)
+
+
+def _status(options: Any) -> int:
+    from jobs.config import read_config
+    from jobs.status import show
+
+    return show(read_config(options.config, options.overrides), options.json)
+
+
+def _report(options: Any) -> int:
+    from jobs.config import read_config
+    from jobs.report import show
+
+    return show(read_config(options.config, options.overrides), options.run or options.run_id, options.json)
+
+
+def _demo(options: Any) -> int:
+    from jobs.demo import run_demo
+
+    return run_demo(options.folder, options.fresh, options.overrides, options.run_id, options.json)
+
+
+def _doctor(options: Any) -> int:
+    from jobs.doctor import examine
+
+    return examine(options.config, options.overrides, options.json)

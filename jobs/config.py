@@ -1,0 +1,158 @@
+"""A config document: one YAML file, then `--set section.key=value`, validated; relative paths made absolute."""
+
+import os
+import re
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.settings import (
+    ClusterSettings,
+    InputSettings,
+    LabelSettings,
+    ModelSettings,
+    Section,
+    SplitSettings,
+    StorageSettings,
+    TrainSettings,
+)
+from pipeline.sources import dataset_name
+from pipeline.storage import Storage, absolute_url, open_storage
+
+PATHS = (("store",), ("input", "url"), ("model", "weights"), ("model", "classes"))
+
+
+class Config(Section):
+    """The whole document. Functions are given the section that they need, never this."""
+
+    store: str = Field(description="folder or URL that everything is written to")
+    input: InputSettings
+    storage: StorageSettings = StorageSettings()
+    split: SplitSettings = SplitSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    label: LabelSettings = LabelSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    seed: int = 0
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set in the store."""
+        return dataset_name(self.input)
+
+    def open_store(self) -> Storage:
+        """Open the store; nothing is contacted yet."""
+        return open_storage(self.store, self.storage)
+
+
+def read_config(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read and validate a config file.
+
+    Parameters
+    ----------
+    overrides : Sequence[str]
+        `section.key=value` each, the value in YAML; later ones win.
+
+    Raises
+    ------
+    ConfigError
+        With the file and the key in every line of the message.
+    """
+    document = _parse(path)
+    for override in overrides:
+        _apply(document, override)
+    document = _expand(document, path)
+    try:
+        config = Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(path, problem) for problem in error.errors())) from error
+    return _absolute(config)
+
+
+def _parse(path: str) -> dict[str, Any]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML config, such as configs/local.yaml") from error
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
+    return document
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override}: expected section.key=value, such as label.top_k=3")
+    *sections, last = key.strip().split(".")
+    for section in sections:
+        document = document.setdefault(section, {})
+        if not isinstance(document, dict):
+            raise ConfigError(f"--set {override}: {section} is a value, not a section")
+    try:
+        document[last] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
+
+
+def _expand(value: Any, path: str) -> Any:
+    """Replace ${NAME} by the environment variable, in every string."""
+    if isinstance(value, dict):
+        return {key: _expand(item, path) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, path) for item in value]
+    if not isinstance(value, str):
+        return value
+    for name in re.findall(r"\$\{(\w+)\}", value):
+        if name not in os.environ:
+            raise ConfigError(f"{path}: ${{{name}}} is used, but the environment has no variable {name}; export it first")
+    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
+
+
+def _explain(path: str, problem: Any) -> str:
+    """Say one validation problem with file and key, and for an unknown key the nearest known one."""
+    keys = [str(part) for part in problem["loc"]]
+    name = ".".join(keys) or "the document"
+    if problem["type"] == "extra_forbidden":
+        section = _section(keys[:-1])
+        known = list(section.model_fields) if section else []
+        near = get_close_matches(keys[-1], known, 1)
+        hint = f"did you mean {'.'.join([*keys[:-1], near[0]])}?" if near else f"known here: {', '.join(known)}"
+        return f"{path}: {name}: unknown key; {hint}"
+    if problem["type"] == "missing":
+        return f"{path}: {name}: is required"
+    message = problem["msg"].removeprefix("Value error, ")
+    shown = problem["input"]
+    return f"{path}: {name}: {message}" + (f" (it is {shown!r})" if isinstance(shown, str | int | float | bool) else "")
+
+
+def _section(keys: list[str]) -> type[Section] | None:
+    section: Any = Config
+    for key in keys:
+        field = section.model_fields.get(key)
+        section = field.annotation if field else None
+        if not (isinstance(section, type) and issubclass(section, Section)):
+            return None
+    return section if isinstance(section, type) else None
+
+
+def _absolute(config: Config) -> Config:
+    """Make every path that the config names absolute, before another process sees it."""
+    document = config.model_dump()
+    for *sections, key in PATHS:
+        section = document
+        for name in sections:
+            section = section[name]
+        if section[key] is not None:
+            section[key] = absolute_url(section[key])
+    prefixes = document["input"]["allowed_prefixes"]
+    document["input"]["allowed_prefixes"] = tuple(absolute_url(prefix) for prefix in prefixes)
+    return Config.model_validate(document)

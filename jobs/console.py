@@ -1,0 +1,74 @@
+"""What people see: a progress bar per stage on a terminal, plain lines elsewhere; everything on stderr, so stdout stays data."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+
+LINE_EVERY_S = 10.0
+
+
+def say(text: str = "") -> None:
+    """Print a line for people."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """Counts of one stage: `advance` it by what is done."""
+
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        self.name, self.total, self.unit, self.done = name, total, unit, 0
+        self.started = self._said = monotonic()
+
+    def advance(self, count: int) -> None:
+        """Add to what is done."""
+        self.done += count
+        if monotonic() - self._said >= LINE_EVERY_S:
+            self._said = monotonic()
+            left_s = (self.total - self.done) / self.rate if self.rate else 0
+            say(f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.0f}/s, {left_s:,.0f} s left")
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start of the stage."""
+        return self.done / max(1e-9, monotonic() - self.started)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the start of the stage."""
+        return monotonic() - self.started
+
+
+class _Bar(Progress):
+    """The same as a bar that rich draws."""
+
+    def __init__(self, name: str, total: int, unit: str) -> None:
+        super().__init__(name, total, unit)
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Rich
+
+        self.rich = Rich(
+            TextColumn("{task.description:<9}"), BarColumn(32), MofNCompleteColumn(), TextColumn(unit),
+            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+        )  # fmt: skip
+        self._task = self.rich.add_task(name, total=total, rate="")
+
+    def advance(self, count: int) -> None:
+        self.done += count
+        self.rich.update(self._task, advance=count, rate=f"{self.rate:,.0f}/s")
+
+
+@contextmanager
+def stage(name: str, total: int, unit: str = "images") -> Iterator[Progress]:
+    """Show a stage while the block runs, and one line of what it did at its end."""
+    if sys.stderr.isatty():
+        bar = _Bar(name, total, unit)
+        with bar.rich:
+            yield bar
+        progress: Progress = bar
+    else:
+        progress = Progress(name, total, unit)
+        yield progress
+    if progress.done:
+        say(f"{name:<9} {progress.done:,} {unit} in {progress.seconds:.1f} s, {progress.rate:,.0f}/s")

@@ -1,0 +1,40 @@
+"""`nightshift label --image`: one photo, with the same answer as the batch job, and nothing written."""
+
+import json
+from pathlib import Path
+
+from jobs.config import Config
+from pipeline.errors import ImageError, InputError
+from pipeline.page import speak
+from pipeline.registry import resolve
+
+
+def label_photo(config: Config, path: str, as_json: bool) -> int:
+    """Print the best classes of one image file.
+
+    Raises
+    ------
+    InputError
+        When the file does not exist or is no image.
+    """
+    from pipeline.bundle import load_bundle
+    from pipeline.labelling import Predictor, answer
+
+    store = config.open_store()
+    version = resolve(store, config.model.name, config.model.version)
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"--image {path}: {error.strerror}; give the path of an image file") from error
+    predictor = Predictor(load_bundle(store, config.model.name, version), config.label.top_k)
+    try:
+        row = answer(predictor, path, data, config.input.max_pixels)
+    except ImageError as error:
+        raise InputError(f"--image {path}: {error}") from error
+    for best in [] if as_json else row["top_k"]:
+        print(f"{best['probability']:7.2%}  {best['label']}")
+    if as_json:
+        print(json.dumps(row, ensure_ascii=False))
+    else:
+        print(speak(tuple((best["label"], best["probability"]) for best in row["top_k"])))
+    return 0

@@ -1,0 +1,43 @@
+"""`nightshift plan`: look at the input and bring its shards up to date."""
+
+from jobs.console import say, stage
+from jobs.runs import HELD, Run, utc_now
+from pipeline.plans import Plan, read_plan
+
+
+def work(run: Run) -> None:
+    """Plan, and say what was found."""
+    plan, new = make_plan(run)
+    known = "snapshot" if new else "unchanged since snapshot"
+    say(f"{plan.num_images:,} images in {len(plan.shards):,} shards, {known} {plan.n} of {plan.dataset}")
+
+
+def make_plan(run: Run) -> tuple[Plan, bool]:
+    """Plan. Files that cannot be read are listed and make the run end with 3."""
+    from cluster.planner import plan as plan_input
+
+    config = run.config
+    run.start_cluster()
+    with stage("plan", 0, "files") as progress:
+        plan, new = plan_input(run.store, config.input, config.storage, utc_now(), progress.advance)
+    run.stage("plan", progress.seconds, plan.num_images)
+    if plan.ignored_files:
+        say(f"{plan.ignored_files:,} other files are ignored")
+    note_failed_files(run, plan)
+    return plan, new
+
+
+def present_plan(run: Run) -> Plan:
+    """Return the newest plan, made now if there is none."""
+    plan = read_plan(run.store, run.config.dataset) or make_plan(run)[0]
+    note_failed_files(run, plan)
+    return plan
+
+
+def note_failed_files(run: Run, plan: Plan) -> None:
+    """Record the files that cannot be read: the rest goes on, the exit code says so."""
+    if plan.failed_files and not run.record["failed_files"]:
+        run.note(failed_files=list(plan.failed_files))
+        for file in plan.failed_files[:5]:
+            say(f"cannot be read: {file['error']}")
+        run.end(HELD, f"{len(plan.failed_files)} input files cannot be read")

@@ -1,0 +1,111 @@
+"""The record of a run: what was asked, what came of it, how it ended. Written to the store however the run ends."""
+
+import os
+import sys
+import traceback
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from importlib.metadata import version
+from time import monotonic
+from typing import Any
+
+from jobs.config import Config
+from jobs.console import say
+from pipeline import layout
+from pipeline.counts import Counts
+from pipeline.documents import encode
+from pipeline.errors import NightshiftError, StorageError, TransientError
+
+OK, FAILED, USAGE, HELD, NOTHING_NEW, STOPPED = range(6)
+OUTCOMES = {
+    OK: "complete",
+    FAILED: "failed",
+    USAGE: "refused: the command, the config or the input must be corrected",
+    HELD: "finished, but held back or incomplete",
+    NOTHING_NEW: "nothing new, although the config requires it",
+    STOPPED: "stopped early; the same command continues it",
+}
+LIBRARIES = ("nightshift", "ray", "torch", "torchvision", "pyarrow", "pillow")
+
+
+def utc_now() -> str:
+    """Return the time as ISO 8601 in UTC, seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Run:
+    """A run in progress: its record as it grows."""
+
+    def __init__(self, command: str, config: Config, run_id: str | None) -> None:
+        self.config, self.store = config, config.open_store()
+        self.id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{command}-{uuid.uuid4().hex[:4]}"
+        self._started, self._session, self._joined = monotonic(), ExitStack(), False
+        self.record: dict[str, Any] = {
+            "run_id": self.id, "command": command, "dataset": config.dataset, "started_at": utc_now(),
+            "images_in": 0, "labelled": 0, "quarantined": 0, "skipped": 0, "failed_shards": 0, "images_per_s": None,
+            "model": None, "fingerprint": None, "exit_code": OK, "failures": [], "failed_files": [], "stages": [],
+            "view": None, "config": config.model_dump(mode="json"),
+            "versions": {name: version(name) for name in LIBRARIES},
+        }  # fmt: skip
+
+    def start_cluster(self) -> None:
+        """Start or join the Ray session, once, when there is work for it: a run with nothing to do needs none."""
+        from cluster.session import session
+
+        if not self._joined:
+            self._session.enter_context(session(self.config.cluster))
+            self._joined = True
+
+    def leave_cluster(self) -> None:
+        """End the session if this run started it."""
+        self._session.close()
+
+    def note(self, **values: Any) -> None:
+        """Set fields of the record."""
+        self.record.update(values)
+
+    def stage(self, name: str, seconds: float, images: int) -> None:
+        """Record the time of a stage."""
+        self.record["stages"].append({"name": name, "seconds": round(seconds, 3), "images": images})
+
+    def count(self, counts: Counts) -> None:
+        """Record what this run worked on."""
+        self.note(images_in=counts.images_in, labelled=counts.labelled, quarantined=counts.quarantined)
+
+    def end(self, exit_code: int, reason: str = "") -> None:
+        """Settle how the run ended; of two reasons the first counts."""
+        if self.record["exit_code"] == OK:
+            outcome = OUTCOMES[exit_code] + (f": {reason}" if reason else "")
+            self.note(exit_code=exit_code, outcome=outcome)
+
+    def save(self) -> None:
+        """Write run.json."""
+        self.record.setdefault("outcome", OUTCOMES[OK])
+        self.note(finished_at=utc_now(), seconds=round(monotonic() - self._started, 3))
+        self.store.write(f"{layout.run(self.id)}/run.json", encode(self.record))
+
+
+def execute(run: Run, work: Callable[[Run], None]) -> int:
+    """Do the work of a run, record how it ended, say so, and return the exit code."""
+    try:
+        work(run)
+    except KeyboardInterrupt:
+        run.end(STOPPED)
+    except NightshiftError as error:
+        run.end(error.exit_code, str(error))
+    except Exception as error:  # the last door: a defect of ours still leaves a record behind
+        run.end(FAILED, f"{type(error).__name__}: {error}")
+        if os.environ.get("NIGHTSHIFT_DEBUG"):
+            traceback.print_exc()
+    run.leave_cluster()
+    try:
+        run.save()
+    except (StorageError, TransientError) as error:
+        run.end(FAILED, f"the store cannot be written: {error}")
+    code: int = run.record["exit_code"]
+    if code != OK:
+        say(f"nightshift {run.record['command']}: {run.record['outcome']}")
+    sys.stderr.flush()
+    return code

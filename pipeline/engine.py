@@ -1,0 +1,43 @@
+"""The forward pass: uint8 pixels in, logits out. This is the reference engine: torch, fp32, one way to compute."""
+
+import platform
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision
+from torch import nn
+
+from pipeline.transforms import Pixels, Transforms
+
+
+class TorchEngine:
+    """A network on one device, fp32."""
+
+    def __init__(self, net: nn.Module, transforms: Transforms) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._net, self._transforms = net.eval().to(self.device), transforms
+
+    def __call__(self, pixels: Pixels) -> npt.NDArray[np.float32]:
+        """Return the network's output, float32 [B, K], of uint8 [B, H, W, C]."""
+        with torch.inference_mode():
+            images = self._transforms.normalize(torch.from_numpy(pixels).to(self.device))
+            output: npt.NDArray[np.float32] = self._net(images.contiguous()).float().cpu().numpy()
+        return output
+
+    def describe(self) -> dict[str, Any]:
+        """Return what was used, for the ledger."""
+        return {
+            "engine": "torch",
+            "precision": "fp32",
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or platform.machine(),
+            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+        }
+
+
+def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float32]:
+    """Return probabilities [B, K], computed in float64: logits / temperature, shifted by the row's maximum."""
+    scaled = logits.astype(np.float64) / temperature
+    exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)

@@ -1,0 +1,103 @@
+"""Encoded bytes to an upright RGB or grey picture: the reference decoder, which every faster path must agree with.
+
+One policy for every oddity: EXIF rotation is applied, the first frame of an animation counts, transparency is laid on
+white, 16 bits are scaled to 8, and an image over the pixel limit is refused before a pixel is decoded.
+"""
+
+import io
+import struct
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from pipeline.errors import ImageError
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture in mode RGB or L, and its upright size in pixels."""
+
+    image: Image.Image
+    width: int
+    height: int
+
+
+def decode(data: bytes, color: str, max_pixels: int) -> Decoded:
+    """Decode one image with Pillow.
+
+    Parameters
+    ----------
+    color : str
+        `RGB` or `L`.
+    max_pixels : int
+        Width x height beyond which the header alone is enough to refuse.
+
+    Raises
+    ------
+    ImageError
+        When these bytes will never decode: reason is one of empty, not_an_image, too_large, truncated, damaged.
+    """
+    if not data:
+        raise ImageError("decode", "empty", "the image has 0 bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large sizes; the limit is ours
+            with Image.open(io.BytesIO(data)) as opened:
+                _check_size(opened, max_pixels)
+                opened.load()
+                upright = _upright(opened)
+            return Decoded(_flatten(upright, color), upright.width, upright.height)
+    except (MemoryError, ImageError):
+        raise
+    except Exception as error:  # decoders raise nearly anything: OSError, struct.error, IndexError, zlib.error, ...
+        raise _explained(error, data) from error
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            "decode", "too_large",
+            f"{image.width} x {image.height} pixels, more than input.max_pixels = {max_pixels}",
+        )  # fmt: skip
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation; unreadable EXIF of a readable image counts as none."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, ValueError, TypeError, KeyError, SyntaxError, struct.error, ZeroDivisionError):
+        return image.copy()
+
+
+def _flatten(image: Image.Image, color: str) -> Image.Image:
+    """Return the picture in `color`: 16 and 32 bits scaled to 8, transparency over white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        image = _to_eight_bits(image)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image.convert(color)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit samples by 1/257; floats are taken as 0..1 if they stay within, else as 0..255."""
+    samples = np.asarray(image)
+    if image.mode == "F":
+        scaled = samples * 255 if samples.size and samples.max() <= 1 else samples
+    else:
+        scaled = samples / 257
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8))
+
+
+def _explained(error: Exception, data: bytes) -> ImageError:
+    """Name the reason in one word and keep the decoder's own."""
+    message = f"{type(error).__name__}: {str(error)[:200]}"
+    if isinstance(error, Image.UnidentifiedImageError):
+        start = data[:12]
+        return ImageError("decode", "not_an_image", f"no known image format; the {len(data)} bytes start with {start!r}")
+    if "truncated" in str(error).lower() or isinstance(error, EOFError):
+        return ImageError("decode", "truncated", message)
+    if isinstance(error, Image.DecompressionBombError):
+        return ImageError("decode", "too_large", message)
+    return ImageError("decode", "damaged", message)

@@ -1,0 +1,149 @@
+"""Labelling one shard: read, decode, predict, write, commit. A plain function; who calls it where is not its business.
+
+The order is the protocol: predictions and quarantine under their fixed names, then the ledger entry. A retry, a zombie
+or a second run repeats work and corrupts nothing.
+"""
+
+from collections import Counter
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.batches import Batch, decoded_batches, decoder
+from pipeline.bundle import Bundle, load_bundle
+from pipeline.counts import Counts
+from pipeline.engine import TorchEngine, softmax
+from pipeline.errors import ImageError
+from pipeline.ledger import LedgerEntry, commit
+from pipeline.rows import Row, ShardReader
+from pipeline.schema import prediction_schema, quarantine_schema, table_of
+from pipeline.shards import Shard
+from pipeline.storage import Storage, open_storage
+from pipeline.tables import write_table
+from pipeline.tasks import LabelTask
+
+CONFIDENCE_BINS = 20
+
+
+class Predictor:
+    """A bundle with its engine: answers for pixels."""
+
+    def __init__(self, bundle: Bundle, top_k: int) -> None:
+        self.bundle, self.transforms = bundle, bundle.architecture.transforms
+        self.engine = TorchEngine(bundle.net, self.transforms)
+        self._top_k = min(top_k, len(bundle.architecture.classes))
+
+    def probabilities(self, batch: Batch) -> npt.NDArray[np.float32]:
+        """Return float32 [B, K]; each row sums to 1."""
+        if not batch.good:
+            return np.empty((0, len(self.bundle.architecture.classes)), np.float32)
+        return softmax(self.engine(batch.pixels), self.bundle.temperature)
+
+    def top(self, probabilities: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
+        """Return the best classes of one image [K], best first; ties go to the lower index."""
+        order = np.argsort(-probabilities, kind="stable")[: self._top_k]
+        names = self.bundle.architecture.classes.names
+        return [{"label": names[i], "class_index": int(i), "probability": float(probabilities[i])} for i in order]
+
+
+class Labeller:
+    """Labels shards with one model, which is loaded once."""
+
+    def __init__(self, task: LabelTask) -> None:
+        self._task = task
+        self._store = open_storage(task.store, task.storage)
+        self._predictor = Predictor(load_bundle(self._store, task.generation.model, task.version), task.label.top_k)
+        self._reader = ShardReader(task.input, task.storage)
+
+    def __call__(self, shard: Shard) -> LedgerEntry:
+        """Label and commit one shard."""
+        return label_shard(shard, self._task, self._store, self._reader, self._predictor)
+
+
+def label_shard(shard: Shard, task: LabelTask, store: Storage, reader: ShardReader, predictor: Predictor) -> LedgerEntry:
+    """Label every live row of a shard, write the results, and commit them.
+
+    Raises
+    ------
+    SourceChangedError, TransientError
+        When a file is another version, or the storage did not answer: nothing is committed.
+    IntegrityError
+        When rows in differ from rows out.
+    """
+    seconds: Counter[str] = Counter()
+    labelled: list[dict[str, Any]] = []
+    rejected: list[dict[str, Any]] = []
+    decode_row = decoder(predictor.transforms, task.input.max_pixels)
+    chunks = reader.read(shard, task.label.batch_size)
+    for batch in decoded_batches(chunks, decode_row, predictor.transforms, task.threads):
+        started = perf_counter()
+        probabilities = predictor.probabilities(batch)
+        labelled += [
+            _prediction(row, size, predictor.top(p), predictor.bundle.id)
+            for row, size, p in zip(batch.good, batch.sizes, probabilities, strict=True)
+        ]
+        rejected += [_rejection(row, error) for row, error in batch.bad]
+        seconds.update(input=batch.wait_s, engine=perf_counter() - started)
+    return _commit(shard, task, store, reader, labelled, rejected, seconds, predictor)
+
+
+def answer(predictor: Predictor, path: str, data: bytes, max_pixels: int) -> dict[str, Any]:
+    """Return the prediction row of one image outside any data set; ImageError when it is bad."""
+    row = Row(path, path, "", 0, data)
+    decode_row = decoder(predictor.transforms, max_pixels)
+    batch = next(decoded_batches(iter([[row]]), decode_row, predictor.transforms, 1))
+    for _, error in batch.bad:
+        raise error
+    return _prediction(row, batch.sizes[0], predictor.top(predictor.probabilities(batch)[0]), predictor.bundle.id)
+
+
+def _commit(
+    shard: Shard, task: LabelTask, store: Storage, reader: ShardReader,
+    labelled: list[dict[str, Any]], rejected: list[dict[str, Any]], seconds: "Counter[str]", predictor: Predictor,
+) -> LedgerEntry:  # fmt: skip
+    started, id_type = perf_counter(), reader.id_type(shard)
+    segments = _count_segments(shard, labelled, rejected)
+    labels = write_table(store, task.generation.labels(shard.id), table_of(labelled, prediction_schema(id_type)))
+    quarantine = (
+        write_table(store, task.generation.quarantine(shard.id), table_of(rejected, quarantine_schema(id_type)))
+        if rejected
+        else None
+    )
+    seconds["write"] = perf_counter() - started
+    bins = np.histogram([row["confidence"] for row in labelled], CONFIDENCE_BINS, (0, 1))[0]
+    entry = LedgerEntry(
+        shard.id, task.run_id, segments, labels, quarantine,
+        reasons=dict(Counter(row["reason"] for row in rejected)),
+        classes={str(index): n for index, n in Counter(row["class_index"] for row in labelled).items()},
+        confidences=bins.tolist(),
+        seconds={stage: round(value, 4) for stage, value in seconds.items()},
+        used=predictor.engine.describe(),
+    )  # fmt: skip
+    commit(store, task.generation, entry)
+    return entry
+
+
+def _count_segments(shard: Shard, labelled: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> dict[str, list[int]]:
+    """Return [images in, labelled, quarantined] per live segment, after checking that they balance with the plan."""
+    good, bad = Counter(row["segment"] for row in labelled), Counter(row["segment"] for row in rejected)
+    for segment in shard.live:
+        Counts(segment.num_rows, good[segment.key], bad[segment.key]).check(f"shard {shard.id}, segment {segment.key}")
+    return {segment.key: [segment.num_rows, good[segment.key], bad[segment.key]] for segment in shard.live}
+
+
+def _prediction(row: Row, size: tuple[int, int], top: list[dict[str, Any]], model: str) -> dict[str, Any]:
+    return {
+        "image_id": row.image_id, "uri": row.uri, "label": top[0]["label"], "class_index": top[0]["class_index"],
+        "confidence": top[0]["probability"], "top_k": top, "width": size[0], "height": size[1], "model": model,
+        "content_hash": row.content_hash, "segment": row.segment,
+    }  # fmt: skip
+
+
+def _rejection(row: Row, error: ImageError) -> dict[str, Any]:
+    cause = type(error.__cause__ or error).__name__
+    return {
+        "image_id": row.image_id, "uri": row.uri, "stage": error.stage, "reason": error.reason, "error_type": cause,
+        "message": error.message, "content_hash": row.content_hash, "segment": row.segment,
+    }  # fmt: skip

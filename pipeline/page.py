@@ -1,0 +1,184 @@
+"""The report page of a run: plain values in, one self-contained HTML document out.
+
+Whatever is counted, scaled or worded happens here; `page.html.j2` beside it only lays out. The page asks for nothing
+from any network and runs no script: its own content security policy forbids both.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+Row = dict[str, Any]
+MAX_MATRIX_CLASSES = 30
+MAX_BARS = 30
+MAX_LISTED = 20
+ABSENT = "—"
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """One image to show, with its predictions as (label, probability), best first."""
+
+    image_id: str
+    data_uri: str
+    uri: str
+    top: tuple[tuple[str, float], ...]
+    truth: str | None
+
+
+@dataclass(frozen=True)
+class PageData:
+    """All that a page says. Only `run` is certain to have content; a part that is empty gets no section."""
+
+    run: Row
+    label_counts: tuple[tuple[str, int], ...]
+    confidence_counts: tuple[int, ...]
+    quarantine: tuple[Row, ...]
+    quarantine_reasons: tuple[tuple[str, int], ...]
+    evaluation: Row | None
+    history: tuple[Row, ...]
+    least_confident: tuple[Thumbnail, ...]
+    most_confident: tuple[Thumbnail, ...]
+    misclassified: tuple[Thumbnail, ...]
+
+
+def render(data: PageData) -> str:
+    """Write the whole document, everything from `data` escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    filters = (number, rate, percent, decimal, duration, moment, speak, matrix, confused_pairs, class_rows, flat)
+    environment.filters.update({function.__name__: function for function in filters})
+    environment.globals.update(ticks=ticks, scale=scale, curves=curves)
+    environment.globals.update({name: value for name, value in globals().items() if name.isupper()})
+    return environment.get_template("page.html.j2").render(vars(data))
+
+
+def speak(top: Iterable[tuple[str, float]]) -> str:
+    """Say predictions as people read them: `82% cat, 15% dog`. What would read 0% is left out, but not the first."""
+    parts = [f"{probability:.0%} {label}" for label, probability in top]
+    return ", ".join(parts[:1] + [part for part in parts[1:] if not part.startswith("0%")])
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value can be drawn or formatted; None, NaN, infinities and absent keys cannot."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def number(value: Any) -> str:
+    """Write a count with thousands separators."""
+    return f"{value:,.0f}" if is_number(value) else ABSENT
+
+
+def rate(value: Any) -> str:
+    """Write a rate with about three digits."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}" if is_number(value) else ABSENT
+
+
+def decimal(value: Any) -> str:
+    """Write a loss or a score with three decimals."""
+    return f"{value:.3f}" if is_number(value) else ABSENT
+
+
+def percent(value: Any) -> str:
+    """Write a share with one decimal; only nothing reads 0%, and only everything reads 100%."""
+    if not is_number(value) or value in (0, 1):
+        return f"{value:.0%}" if is_number(value) else ABSENT
+    return "<0.1%" if 0 < value < 0.0005 else ">99.9%" if 0.9995 <= value < 1 else f"{value:.1%}"
+
+
+def duration(seconds: Any) -> str:
+    """Write a length of time in its two largest units."""
+    if not is_number(seconds):
+        return ABSENT
+    if round(seconds) < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, s = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min {s} s"
+    return f"{hours} h {minutes_left} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def moment(text: Any) -> str:
+    """Write an ISO time as `24 Nov 2026, 02:00 UTC`; anything else is passed through."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    time = time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
+    return f"{time.day} {time:%b %Y, %H:%M} UTC"
+
+
+def flat(config: Row, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """List nested settings as (`section.key`, value), the way that `--set` takes them."""
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def matrix(evaluation: Row) -> list[tuple[str, int, list[tuple[int, float]]]]:
+    """List per true class its name, its support, and per predicted class the count and the share of the support."""
+    counts = {(true, predicted): count for true, predicted, count in evaluation.get("confusion", ())}
+    classes = evaluation.get("classes", ())
+    support = [
+        sum(counts.get((true, predicted), 0) for predicted in range(len(classes))) for true in range(len(classes))
+    ]
+    return [
+        (name, total, [(count := counts.get((true, other), 0), count / max(total, 1)) for other in range(len(classes))])
+        for true, (name, total) in enumerate(zip(classes, support, strict=True))
+    ]
+
+
+def confused_pairs(evaluation: Row) -> list[tuple[str, str, int, float]]:
+    """List the most frequent mistakes as (truth, prediction, count, share of the truth's images), worst first."""
+    confusion, classes = evaluation.get("confusion", ()), evaluation.get("classes", ())
+    support: Counter[int] = Counter()
+    for true, _, count in confusion:
+        support[true] += count
+    wrong = sorted((row for row in confusion if row[0] != row[1]), key=lambda row: -row[2])[:MAX_LISTED]
+    return [(classes[true], classes[other], count, count / max(support[true], 1)) for true, other, count in wrong]
+
+
+def class_rows(evaluation: Row) -> list[Row]:
+    """List the per-class scores in class order, or only the lowest by F1 where there are too many to read."""
+    rows = list(evaluation.get("per_class", ()))
+    if len(rows) <= MAX_MATRIX_CLASSES:
+        return rows
+    return sorted((row for row in rows if row.get("support")), key=lambda row: row.get("f1") or 0.0)[:MAX_LISTED]
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """List the round numbers that cover `low` to `high`, in about `count` steps of 1, 2 or 5 times a power of ten."""
+    span = (high - low) or abs(high) or 1.0
+    power = 10.0 ** math.floor(math.log10(span / count))
+    step = next((m * power for m in (1, 2, 5) if m * power * count >= span), 10 * power)
+    return [round(i * step, 12) for i in range(math.floor(low / step), math.ceil(high / step) + 1)]
+
+
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Map `low` to `start` and `high` to `end`; a range of one value maps to the middle."""
+    return lambda value: round(start + (end - start) * ((value - low) / (high - low) if high > low else 0.5), 1)
+
+
+def curves(history: tuple[Row, ...]) -> list[tuple[str, dict[str, list[tuple[float, float]]]]]:
+    """List per quantity its title and its lines of (epoch, value); what was never measured has no line and no chart."""
+    charts = []
+    for title, quantity in (("Loss", "loss"), ("Accuracy", "top1")):
+        keys = {"Training": f"train_{quantity}", "Validation": f"val_{quantity}"}
+        epochs = list(enumerate(history, 1))
+        lines = {
+            name: [(row.get("epoch", place), row[key]) for place, row in epochs if is_number(row.get(key))]
+            for name, key in keys.items()
+        }
+        charts.append((title, {name: line for name, line in lines.items() if line}))
+    return [(title, lines) for title, lines in charts if lines]

@@ -1,0 +1,82 @@
+"""Which models the store has and which one labels tonight. Reads documents only, so it needs no torch."""
+
+from pipeline import layout
+from pipeline.documents import Document, advance, digest, newest, read_document
+from pipeline.errors import AlreadyExistsError, ModelError, NotFoundError
+from pipeline.layout import Generation
+from pipeline.settings import InputSettings, LabelSettings
+from pipeline.storage import Storage
+
+BUNDLE_FORMAT = 1
+# Raise when the code starts to give other labels for the same question: old and new labels must not mix silently.
+LABELLING_VERSION = 1
+
+
+def production(storage: Storage, model: str) -> str | None:
+    """Return the version that labels tonight, None when there is none yet."""
+    found = newest(storage, layout.production(model))
+    return found[1]["version"] if found else None
+
+
+def promote_first(storage: Storage, model: str, version: str, at: str) -> bool:
+    """Make a version production if the model has none; say whether it did."""
+    if production(storage, model) is not None:
+        return False
+    try:
+        advance(storage, layout.production(model), {"version": version, "at": at, "reason": "first bundle"}, 0)
+    except AlreadyExistsError:
+        return False
+    return True
+
+
+def resolve(storage: Storage, model: str, version: str | None) -> str:
+    """Return the version asked for, else production; ModelError when there is no such bundle."""
+    chosen = version or production(storage, model)
+    if chosen is None:
+        raise ModelError(f"the store has no model {model!r} yet; run `nightshift train CONFIG` first (mode none adopts weights as they are)")
+    read_bundle_document(storage, model, chosen)
+    return chosen
+
+
+def versions(storage: Storage, model: str) -> list[str]:
+    """Return the sealed versions of a model."""
+    folder = f"models/{model}"
+    paths = [entry.path.removeprefix(f"{folder}/") for entry in storage.list(folder)]
+    return sorted(path.removesuffix("/bundle.json") for path in paths if path.endswith("/bundle.json"))
+
+
+def read_bundle_document(storage: Storage, model: str, version: str) -> Document:
+    """Return bundle.json; ModelError when there is none, or of a format that this version cannot read."""
+    try:
+        document = read_document(storage, f"{layout.bundle(model, version)}/bundle.json")
+    except NotFoundError as error:
+        known = ", ".join(versions(storage, model)) or "none"
+        raise ModelError(f"the store has no version {version!r} of model {model!r}; it has: {known}") from error
+    if document.get("format") != BUNDLE_FORMAT:
+        raise ModelError(
+            f"bundle {model}@{version} has format {document.get('format')!r}, this nightshift reads {BUNDLE_FORMAT}; "
+            "label with the nightshift that wrote it, or train again"
+        )
+    return document
+
+
+def read_beside(storage: Storage, model: str, version: str, name: str) -> Document | None:
+    """Return a document that lies beside a bundle, such as `evaluation.json`, None when there is none."""
+    try:
+        return read_document(storage, f"{layout.bundle(model, version)}/{name}")
+    except NotFoundError:
+        return None
+
+
+def generation(dataset: str, model: str, version: str, source: InputSettings, label: LabelSettings) -> Generation:
+    """Return the generation that labels asked for in this way belong to: everything that decides a label is in its name."""
+    asked = {
+        "bundle": version,
+        "mode": "exact",
+        "precision": "fp32",
+        "max_pixels": source.max_pixels,
+        "top_k": label.top_k,
+        "id_column": source.id_column,
+        "labelling": LABELLING_VERSION,
+    }
+    return Generation(dataset, model, digest(asked, 12))

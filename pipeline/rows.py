@@ -1,0 +1,206 @@
+"""The rows of a shard, image bytes included, in the order of its segments; only the needed columns and row groups are read."""
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import ImageError, SourceChangedError
+from pipeline.locations import fetch
+from pipeline.settings import InputSettings, StorageSettings
+from pipeline.shards import Segment, Shard
+from pipeline.sources import open_source, read_csv
+from pipeline.storage import Storage, join
+
+FETCHES_AT_ONCE = 16
+SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image as the input has it.
+
+    `image_id` keeps the type of the input's column. `uri` says where the bytes are: a file below the input, or
+    `<file>#<row>`. `segment` and `position`, the row in the whole file, identify it. Exactly one of `data` and `error`
+    is None.
+    """
+
+    image_id: Any
+    uri: str
+    segment: str
+    position: int
+    data: bytes | None
+    error: ImageError | None = None
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+    @property
+    def content_hash(self) -> str | None:
+        """SHA-256 of the encoded bytes, hex."""
+        return hashlib.sha256(self.data).hexdigest() if self.data is not None else None
+
+
+class ShardReader:
+    """Reads the live segments of shards of one input."""
+
+    def __init__(self, settings: InputSettings, storage: StorageSettings) -> None:
+        self._settings, self._storage = settings, storage
+        self._folder, _ = open_source(settings, storage)
+
+    def id_type(self, shard: Shard) -> pa.DataType:
+        """Return the Arrow type of the shard's image ids."""
+        path = shard.segments[0].path
+        if not self._settings.id_column or not _is_parquet(path):
+            return pa.string()
+        with self._folder.open(path, shard.segments[0].version) as handle:
+            kind = pq.read_schema(handle).field(self._settings.id_column).type
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    def read(self, shard: Shard, batch_size: int = 64) -> Iterator[list[Row]]:
+        """Yield the live rows in lists of at most `batch_size`.
+
+        Raises
+        ------
+        SourceChangedError
+            When a file is no longer the version that was planned.
+        TransientError
+            When the storage could not answer.
+        """
+        pending: list[Row] = []
+        for segment in shard.live:
+            for rows in self._read_segment(segment, batch_size):
+                pending += rows
+                while len(pending) >= batch_size:
+                    yield pending[:batch_size]
+                    pending = pending[batch_size:]
+        if pending:
+            yield pending
+
+    def read_one(self, uri: str) -> bytes:
+        """Return the bytes at a row's `uri`: for pictures in reports."""
+        path, _, row = uri.rpartition("#")
+        if not path or not _is_parquet(path):
+            return fetch(uri, self._folder.url, self._settings, self._storage)
+        with self._folder.open(path) as handle:
+            parquet, first, index = pq.ParquetFile(handle), 0, 0
+            while first + (rows := parquet.metadata.row_group(index).num_rows) <= int(row):
+                first, index = first + rows, index + 1
+            table = parquet.read_row_group(index, columns=[self._settings.image_column]).slice(int(row) - first, 1)
+        data, _ = self._embedded(table.column(0)[0].as_py())
+        return data or b""
+
+    def _read_segment(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
+        if _is_parquet(segment.path):
+            yield from self._read_parquet(segment, batch_size)
+        elif segment.path.lower().endswith(".csv"):
+            yield from self._read_csv(segment, batch_size)
+        else:
+            yield [self._read_file(segment)]
+
+    def _read_file(self, segment: Segment) -> Row:
+        *folders, _ = segment.path.split("/")
+        split = SPLIT_FOLDERS.get(folders[0].lower()) if len(folders) > 1 else None
+        data = self._folder.read(segment.path, segment.version)
+        return Row(segment.path, segment.path, segment.key, 0, data, label=folders[-1] if folders else None, split=split)
+
+    def _read_csv(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
+        with self._folder.open(segment.path, segment.version) as handle:
+            table = read_csv(handle, join(self._folder.url, segment.path)).slice(segment.first_row, segment.num_rows)
+        first = segment.first_row
+        for batch in table.to_batches(batch_size):
+            yield self._rows(batch, segment, first)
+            first += batch.num_rows
+
+    def _read_parquet(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
+        with self._folder.open(segment.path, segment.version) as handle:
+            parquet = pq.ParquetFile(handle, pre_buffer=True)
+            groups = _groups(parquet.metadata, segment)
+            first = segment.first_row
+            for batch in parquet.iter_batches(batch_size, groups, columns=self._columns()):
+                yield self._rows(batch, segment, first)
+                first += batch.num_rows
+
+    def _columns(self) -> list[str]:
+        s = self._settings
+        names = (s.image_column, s.uri_column, s.id_column, s.label_column, s.split_column, s.group_column)
+        return [name for name in names if name]
+
+    def _rows(self, batch: pa.RecordBatch, segment: Segment, first: int) -> list[Row]:
+        s, count = self._settings, batch.num_rows
+
+        def column(name: str | None) -> list[Any]:
+            return batch.column(name).to_pylist() if name else [None] * count
+
+        images, located = self._images(column(s.image_column), column(s.uri_column))
+        ids, labels, splits, groups = (column(n) for n in (s.id_column, s.label_column, s.split_column, s.group_column))
+        rows = []
+        for i in range(count):
+            place = located[i] or f"{segment.path}#{first + i}"
+            data, error = images[i]
+            image_id = ids[i] if s.id_column else place
+            if image_id is None:
+                data, error = None, ImageError("read", "null_id", f"{place}: {s.id_column} is null; every image needs an id")
+            extra = (_text(labels[i]), _split(splits[i]), _text(groups[i]))
+            rows.append(Row(image_id, place, segment.key, first + i, data, error, *extra))
+        return rows
+
+    def _images(
+        self, encoded: list[Any], uris: list[str | None]
+    ) -> tuple[list[tuple[bytes | None, ImageError | None]], list[str | None]]:
+        """Return (data, error) per row, and the location where it is not simply a row of the table."""
+        if not self._settings.uri_column:
+            return [self._embedded(value) for value in encoded], [None] * len(encoded)
+        with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
+            return list(pool.map(self._fetch, uris)), uris
+
+    def _embedded(self, value: Any) -> tuple[bytes | None, ImageError | None]:
+        data, path = _encoded(value)
+        return (data, None) if data is not None else self._fetch(path)
+
+    def _fetch(self, uri: str | None) -> tuple[bytes | None, ImageError | None]:
+        if not uri:
+            return None, _null()
+        try:
+            return fetch(uri, self._folder.url, self._settings, self._storage), None
+        except ImageError as error:
+            return None, error
+
+
+def _groups(metadata: Any, segment: Segment) -> list[int]:
+    """Return the row groups that hold exactly the segment's rows."""
+    groups, first, end = [], 0, segment.first_row + segment.num_rows
+    for index in range(metadata.num_row_groups):
+        if segment.first_row <= first < end:
+            groups.append(index)
+        first += metadata.row_group(index).num_rows
+    if first != segment.file_rows:
+        raise SourceChangedError(f"{segment.path} has {first} rows, planned were {segment.file_rows}; plan again")
+    return groups
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith((".parquet", ".pq"))
+
+
+def _encoded(value: Any) -> tuple[bytes | None, str | None]:
+    """Return bytes and path of an image cell: plain bytes, or a struct<bytes, path>."""
+    if isinstance(value, dict):
+        return value.get("bytes"), value.get("path")
+    return value, None
+
+
+def _null() -> ImageError:
+    return ImageError("read", "null", "the image is null in the input")
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _split(value: Any) -> str | None:
+    return None if value is None else SPLIT_FOLDERS.get(str(value).lower(), str(value))

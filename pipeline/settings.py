@@ -1,0 +1,131 @@
+"""The sections of a config document. Frozen; a key that is not known is an error; each function gets only its section."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StorageSettings(Section):
+    """How object stores are reached. Credentials come from the environment or the platform only."""
+
+    endpoint: str | None = Field(None, description="S3-compatible endpoint, such as http://127.0.0.1:9000")
+    region: str | None = None
+    profile: str | None = Field(None, description="AWS profile name (needs boto3 installed)")
+    anonymous: bool = Field(False, description="do not sign requests: public buckets")
+    requester_pays: bool = False
+    timeout_s: float = Field(60, gt=0, description="one request, connection included")
+    max_retries: int = Field(8, ge=0, description="per request: 5xx, throttling, resets")
+
+
+class InputSettings(Section):
+    """What to label: where the images are and what their columns are called."""
+
+    url: str = Field(description="folder of Parquet files or images, one file, a CSV, or s3://, gs://, az://")
+    name: str | None = Field(None, description="data set name in the store (default: last part of url)")
+    format: Literal["auto", "parquet", "csv", "images"] = "auto"
+    image_column: str | None = Field(None, description="encoded bytes, or struct<bytes, path>")
+    uri_column: str | None = Field(None, description="location of the image, instead of image_column")
+    allowed_prefixes: tuple[str, ...] = Field((), description="where URIs may point (default: below input.url)")
+    id_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = Field(None, description="rows of one group never part: same split")
+    max_pixels: int = Field(100_000_000, gt=0, description="larger images are refused before decoding")
+    shard_images: int = Field(512, gt=0, description="images per shard, the unit of work and of commit")
+
+    @model_validator(mode="after")
+    def _one_image_source(self) -> "InputSettings":
+        if self.image_column and self.uri_column:
+            raise ValueError("give image_column (bytes) or uri_column (locations), not both")
+        return self
+
+
+class SplitSettings(Section):
+    """Shares of a stable hash split, for data sets without a split column."""
+
+    val: float = Field(0.1, ge=0, lt=1)
+    test: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _leaves_training_rows(self) -> "SplitSettings":
+        if self.val + self.test >= 1:
+            raise ValueError("val + test must leave something to train on (below 1)")
+        return self
+
+
+Triple = Annotated[tuple[float, ...], Field(min_length=1, max_length=3)]
+
+
+class TransformSettings(Section):
+    """Preprocessing, sealed into the bundle. Values left out follow the builder's published weights."""
+
+    resize_px: int | None = Field(None, gt=0, description="short side after resizing")
+    crop_px: int | None = Field(None, gt=0, description="centre crop, and the model's input size")
+    color: Literal["RGB", "L"] | None = None
+    mean: Triple | None = Field(None, description="per channel, of pixels in 0..1")
+    std: Triple | None = None
+
+
+class ModelSettings(Section):
+    """Which network, from which weights, under which name in the store."""
+
+    name: str = Field("model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    builder: str = Field("mobilenet_v2", description="torchvision classification builder, linear or lab_cnn")
+    arguments: dict[str, Any] = Field({}, description="keyword arguments of the builder, such as width_mult")
+    weights: str | None = Field(None, description="safetensors state dict: a path or URL")
+    version: str | None = Field(None, description="bundle that labels (default: production)")
+    classes: str | None = Field(None, description="JSON list of class names (mode: none)")
+    transforms: TransformSettings = TransformSettings()
+
+
+class TrainSettings(Section):
+    """How the model is trained."""
+
+    mode: Literal["none", "head", "finetune", "scratch"] = "none"
+    epochs: int = Field(10, gt=0)
+    batch_size: int = Field(64, gt=0, description="global: all workers together")
+    optimizer: Literal["adam", "sgd"] = "adam"
+    learning_rate: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    cache_features: bool = Field(True, description="mode head: run the backbone once, not every epoch")
+    lanes: int = Field(8, gt=0, description="fixed streams of examples; workers must divide it")
+    shuffle_window: int = Field(4096, gt=0, description="examples that shuffling mixes at a time, per lane")
+    cache_mb: int = Field(1024, gt=0, description="memory per worker for decoded shards")
+    workers: int = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    max_failures: int = Field(2, ge=0, description="worker deaths survived in place")
+
+    @model_validator(mode="after")
+    def _workers_divide_lanes(self) -> "TrainSettings":
+        if self.lanes % self.workers:
+            raise ValueError(f"workers ({self.workers}) must divide lanes ({self.lanes}): use 1, 2, 4 or 8 workers")
+        if self.batch_size < self.workers:
+            raise ValueError(f"batch_size ({self.batch_size}) is global and must be at least workers ({self.workers})")
+        return self
+
+
+class LabelSettings(Section):
+    """How labelling runs and what it writes."""
+
+    top_k: int = Field(5, gt=0)
+    batch_size: int = Field(64, gt=0)
+    workers: int | None = Field(None, gt=0, description="labellers (default: one per CPU or GPU of the session)")
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+    attempts: int = Field(3, gt=0, description="tries per shard before it is listed as failed")
+    max_bad_fraction: float = Field(0.05, ge=0, le=1, description="over it: exit 3, nothing published")
+    require_new: bool = Field(False, description="exit 4 when there was nothing new to label")
+
+
+class ClusterSettings(Section):
+    """The Ray session."""
+
+    address: str | None = Field(None, description="of a running Ray cluster (default: a one-node session here)")
+    num_cpus: int | None = Field(None, gt=0, description="CPUs of the one-node session (default: all)")
+    num_gpus: int | None = Field(None, ge=0)

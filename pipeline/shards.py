@@ -1,0 +1,121 @@
+"""Segments, shards and plan snapshots: who is labelled with whom is decided once, by the plan that first saw the data.
+
+A shard is an immutable list of segments and its id is their digest. A segment that vanished is tombstoned, never moved,
+so that the work done on its neighbours keeps its address.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import pyarrow as pa
+
+from pipeline.documents import digest
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What can be read alone: rows [first_row, first_row + num_rows) of one version of one file.
+
+    For Parquet the rows are whole row groups; an image file has the one row 0. `file_rows` is the row count of the
+    whole file, which tells whether all of it has been planned.
+    """
+
+    path: str
+    size_bytes: int
+    version: str
+    first_row: int
+    num_rows: int
+    file_rows: int
+
+    @property
+    def key(self) -> str:
+        """Identity in tables: `<path>@<version>-<size>#<first row>`."""
+        return f"{self.path}@{self.version}-{self.size_bytes:x}#{self.first_row}"
+
+    @property
+    def file(self) -> tuple[str, int, str]:
+        """Identity of the file version that it lies in."""
+        return self.path, self.size_bytes, self.version
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The unit of work and of commit."""
+
+    segments: tuple[Segment, ...]
+    tombstoned: frozenset[str] = frozenset()
+    id: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "id", digest([[*s.file, s.first_row, s.num_rows] for s in self.segments]))
+
+    @property
+    def live(self) -> tuple[Segment, ...]:
+        """Segments whose file version still exists."""
+        return tuple(segment for segment in self.segments if segment.key not in self.tombstoned)
+
+    @property
+    def num_images(self) -> int:
+        """Rows of the live segments."""
+        return sum(segment.num_rows for segment in self.live)
+
+
+def make_shards(segments: Iterable[Segment], shard_images: int) -> Iterator[Shard]:
+    """Pack segments in their order into shards of at most `shard_images` images (more only for one large segment)."""
+    current: list[Segment] = []
+    num_images = 0
+    for segment in segments:
+        if current and num_images + segment.num_rows > shard_images:
+            yield Shard(tuple(current))
+            current, num_images = [], 0
+        current.append(segment)
+        num_images += segment.num_rows
+    if current:
+        yield Shard(tuple(current))
+
+
+def update_shards(history: Iterable[Shard], files: set[tuple[str, int, str]]) -> list[Shard]:
+    """Tombstone the segments whose file version is not among `files`; drop shards with nothing left."""
+    updated = (
+        Shard(shard.segments, shard.tombstoned | {s.key for s in shard.segments if s.file not in files})
+        for shard in history
+    )
+    return [shard for shard in updated if shard.live]
+
+
+PLAN_SCHEMA = pa.schema(
+    [
+        ("shard_id", pa.string()),
+        ("path", pa.string()),
+        ("size_bytes", pa.int64()),
+        ("version", pa.string()),
+        ("first_row", pa.int64()),
+        ("num_rows", pa.int64()),
+        ("file_rows", pa.int64()),
+        ("tombstoned", pa.bool_()),
+    ],
+    metadata={"nightshift.schema": "plan/1"},
+)
+
+
+def shards_to_table(shards: Iterable[Shard]) -> pa.Table:
+    """Return one row per segment, the segments of a shard next to each other."""
+    rows = [
+        (shard.id, s.path, s.size_bytes, s.version, s.first_row, s.num_rows, s.file_rows, s.key in shard.tombstoned)
+        for shard in shards
+        for s in shard.segments
+    ]
+    columns = list(zip(*rows, strict=True)) if rows else [[] for _ in PLAN_SCHEMA]
+    return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA)
+
+
+def shards_from_table(table: pa.Table) -> list[Shard]:
+    """Undo `shards_to_table`."""
+    shards = []
+    for _, group in groupby(zip(*(column.to_pylist() for column in table.columns), strict=True), key=lambda row: row[0]):
+        rows = list(group)
+        segments = tuple(Segment(*row[1:7]) for row in rows)
+        dead = frozenset(segment.key for segment, row in zip(segments, rows, strict=True) if row[7])
+        shards.append(Shard(segments, dead))
+    return shards

@@ -1,0 +1,207 @@
+"""What the input holds: files of one format, cut into segments. Reads listings and footers, never image bytes."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from pipeline.errors import InputError, NotFoundError
+from pipeline.settings import InputSettings, StorageSettings
+from pipeline.shards import Segment
+from pipeline.storage import Entry, Storage, join, open_storage, scheme_of
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+COLUMN_KEYS = ("image_column", "uri_column", "id_column", "label_column", "split_column", "group_column")
+SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv",), "images": IMAGE_SUFFIXES}
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The input's files of one format, in name order, and how many others lay between them."""
+
+    format: str
+    files: tuple[Entry, ...]
+    ignored: int
+
+
+def dataset_name(settings: InputSettings) -> str:
+    """Return the data set's name in the store: `input.name`, else the last part of the URL without suffix."""
+    if settings.name:
+        return settings.name
+    last = settings.url.rstrip("/").rsplit("/", 1)[-1]
+    for suffixes in SUFFIXES.values():
+        for suffix in suffixes:
+            last = last.removesuffix(suffix)
+    return last
+
+
+def open_source(settings: InputSettings, storage: StorageSettings) -> tuple[Storage, str]:
+    """Return the input's folder, and the name of the one file in it when the URL is a file, else an empty string."""
+    url = settings.url.rstrip("/")
+    if url.lower().endswith(tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)):
+        folder, _, name = url.rpartition("/")
+        whole = open_storage(url, storage)
+        if scheme_of(url) != "file" or next(iter(whole.list()), None) is None:  # a folder may be called x.parquet
+            return open_storage(folder, storage), name
+        return whole, ""
+    return open_storage(url, storage), ""
+
+
+def list_source(settings: InputSettings, storage: StorageSettings) -> Listing:
+    """List the input and find out its format.
+
+    Raises
+    ------
+    InputError
+        When there is no such path, or nothing in it that can be read.
+    """
+    folder, name = open_source(settings, storage)
+    try:
+        entries = [folder.stat(name)] if name else [e for e in folder.list() if not _hidden(e.path)]
+    except NotFoundError as error:
+        raise InputError(f"input.url: {settings.url} does not exist; give a file or a folder that does") from error
+    kind = settings.format if settings.format != "auto" else _detect(entries)
+    files = sorted((e for e in entries if _is(kind, e.path)), key=lambda entry: entry.path)
+    if not files:
+        raise InputError(_nothing_there(settings, entries, kind))
+    if kind == "images":
+        _refuse_columns(settings)
+    return Listing(kind, tuple(files), len(entries) - len(files))
+
+
+def _refuse_columns(settings: InputSettings) -> None:
+    named = [key for key in COLUMN_KEYS if getattr(settings, key)]
+    if named:
+        raise InputError(
+            f"{settings.url} is a folder of images, and input.{named[0]} names a column; loose images have none: "
+            "their id is the path, their label the folder. Remove the key, or give a table"
+        )
+
+
+def _hidden(path: str) -> bool:
+    """Say whether a path is bookkeeping of another tool: `_SUCCESS`, `_delta_log/`, `.crc`."""
+    return any(part.startswith(("_", ".")) for part in path.split("/"))
+
+
+def _is(kind: str, path: str) -> bool:
+    return path.lower().endswith(SUFFIXES.get(kind, ()))
+
+
+def _detect(entries: Iterable[Entry]) -> str:
+    """Tables win over loose images: a Parquet folder may hold a preview, an image folder holds no Parquet."""
+    paths = [entry.path for entry in entries]
+    return next((kind for kind in SUFFIXES if any(_is(kind, path) for path in paths)), "")
+
+
+def _nothing_there(settings: InputSettings, entries: list[Entry], kind: str) -> str:
+    if not entries:
+        return (
+            f"input.url: {settings.url} does not exist or is empty; expected Parquet files, a CSV, "
+            "or images below it. Check the path (a share that is not mounted looks like this)"
+        )
+    wanted = kind if kind else "Parquet, CSV or image"
+    found = ", ".join(entry.path for entry in entries[:3])
+    return f"input.url: no {wanted} files among the {len(entries)} files below {settings.url} (such as {found})"
+
+
+def segments_of(file: Entry, kind: str, settings: InputSettings, folder: Storage) -> list[Segment]:
+    """Cut one file into segments of at most `shard_images` rows where row groups allow.
+
+    Raises
+    ------
+    InputError
+        When the file is damaged or lacks a column; the message names the file.
+    """
+    if kind == "images":
+        return [Segment(*file.identity, 0, 1, 1)]
+    with folder.open(file.path, file.version) as handle:
+        sizes = _csv_sizes(handle, file, settings, folder) if kind == "csv" else _group_sizes(handle, file, settings, folder)
+    total, segments, first = sum(sizes), [], 0
+    for rows in _packed(sizes, settings.shard_images):
+        segments.append(Segment(*file.identity, first, rows, total))
+        first += rows
+    return segments
+
+
+def _packed(sizes: Iterable[int], limit: int) -> list[int]:
+    """Join neighbouring row groups up to `limit` rows; empty groups vanish."""
+    packed: list[int] = []
+    for rows in sizes:
+        if packed and packed[-1] + rows <= limit:
+            packed[-1] += rows
+        elif rows:
+            packed.append(rows)
+    return packed
+
+
+def _group_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder: Storage) -> list[int]:
+    location = join(folder.url, file.path)
+    try:
+        parquet = pq.ParquetFile(handle)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{location}: not a readable Parquet file ({_short(error)}); replace or remove it") from error
+    check_columns(parquet.schema_arrow, settings, location)
+    return [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+
+
+def _csv_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder: Storage) -> list[int]:
+    """Count the rows and offer them as groups of `shard_images`: a CSV is read whole, but may feed several shards."""
+    table = read_csv(handle, join(folder.url, file.path))
+    check_columns(table.schema, settings, join(folder.url, file.path))
+    whole, rest = divmod(table.num_rows, settings.shard_images)
+    return [settings.shard_images] * whole + [rest] * bool(rest)
+
+
+def read_csv(handle: BinaryIO, location: str) -> pa.Table:
+    """Read a CSV with a header line; every column is text, so that ids like 007 keep their zeros."""
+    try:
+        names = pacsv.open_csv(handle).schema.names
+        handle.seek(0)
+        return pacsv.read_csv(
+            handle, convert_options=pacsv.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=True)
+        )
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{location}: not a readable CSV ({_short(error)}); expected a header line and commas") from error
+
+
+def check_columns(schema: pa.Schema, settings: InputSettings, location: str) -> None:
+    """Raise InputError unless the columns that the config names exist with a usable type."""
+    if not settings.image_column and not settings.uri_column:
+        candidates = [f.name for f in schema if is_image_type(f.type)] or schema.names
+        raise InputError(
+            f"{location} is a table, and the config names neither input.image_column (encoded bytes) nor "
+            f"input.uri_column; columns that could be it: {', '.join(candidates)}"
+        )
+    for key in COLUMN_KEYS:
+        name = getattr(settings, key)
+        if name and name not in schema.names:
+            near = get_close_matches(name, schema.names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; it has: {', '.join(schema.names)}"
+            raise InputError(f"{location} has no column {name!r} (input.{key}){hint}")
+    if settings.image_column and not is_image_type(kind := schema.field(settings.image_column).type):
+        raise InputError(
+            f"{location}: column {settings.image_column!r} (input.image_column) has type {kind}; expected binary or "
+            "struct<bytes, path>. For a column of locations use input.uri_column"
+        )
+    if settings.uri_column and not _is_text(kind := schema.field(settings.uri_column).type):
+        raise InputError(f"{location}: column {settings.uri_column!r} (input.uri_column) has type {kind}; expected string")
+
+
+def is_image_type(kind: pa.DataType) -> bool:
+    """Say whether a column can hold encoded images: binary, or the struct<bytes, path> of Hugging Face data sets."""
+    if pa.types.is_struct(kind):
+        index = kind.get_field_index("bytes")
+        return index >= 0 and is_image_type(kind.field(index).type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _short(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]

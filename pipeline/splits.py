@@ -1,0 +1,38 @@
+"""Who trains and who judges: a stable hash of content or group, so that no image ever changes sides."""
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from pipeline.settings import SplitSettings
+
+SPLITS = ("train", "val", "test")
+
+
+def split_of(key: str, settings: SplitSettings) -> str:
+    """Return `train`, `val` or `test` for a group name or content hash.
+
+    Notes
+    -----
+    u = the first 64 bits of SHA-256(key) / 2^64 is uniform in [0, 1): test below `test`, val below `test + val`.
+    Moving or renaming files changes nothing; a growing `test` share takes from val and train without a swap back.
+    """
+    u = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64
+    if u < settings.test:
+        return "test"
+    return "val" if u < settings.test + settings.val else "train"
+
+
+def leaked(content_hashes: Sequence[str], splits: Sequence[str]) -> list[int]:
+    """Return the positions of training rows whose exact bytes also stand in another split."""
+    judged = {h for h, split in zip(content_hashes, splits, strict=True) if split != "train"}
+    return [i for i, (h, split) in enumerate(zip(content_hashes, splits, strict=True)) if split == "train" and h in judged]
+
+
+def missing(classes: Iterable[str], labels: Sequence[str | None], splits: Sequence[str]) -> dict[str, list[str]]:
+    """Return, per split that has rows, the classes without an example in it."""
+    seen: dict[str, set[str]] = defaultdict(set)
+    for label, split in zip(labels, splits, strict=True):
+        if label is not None:
+            seen[split].add(label)
+    return {split: absent for split in seen if (absent := sorted(set(classes) - seen[split]))}

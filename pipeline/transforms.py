@@ -1,0 +1,80 @@
+"""Preprocessing: a decoded picture to model input. It belongs to the weights, so the bundle holds it and nothing else sets it."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from pipeline.settings import TransformSettings
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Transforms:
+    """Resize the short side to `resize_px` (bilinear, antialiased), centre crop `crop_px`, normalise per channel."""
+
+    resize_px: int = 256
+    crop_px: int = 224
+    color: str = "RGB"
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    @property
+    def num_channels(self) -> int:
+        """3 for RGB, 1 for grey."""
+        return 3 if self.color == "RGB" else 1
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return uint8 [crop, crop, C] of a picture in our colour mode.
+
+        Notes
+        -----
+        The rounding is torchvision's (`Resize` then `CenterCrop` of a PIL image), which published accuracies rest on:
+        the long side is truncated, the crop's offset rounded half to even, a too small picture padded with black.
+        """
+        width, height = _resized(image.width, image.height, self.resize_px)
+        if (width, height) != image.size:
+            image = image.resize((width, height), Image.Resampling.BILINEAR)
+        left, top = round((width - self.crop_px) / 2.0), round((height - self.crop_px) / 2.0)
+        if width < self.crop_px or height < self.crop_px:
+            left, top = -((self.crop_px - width) // 2), -((self.crop_px - height) // 2)
+        cropped = image.crop((left, top, left + self.crop_px, top + self.crop_px))
+        array = np.asarray(cropped, dtype=np.uint8)
+        return array if array.ndim == 3 else array[:, :, None]
+
+    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], (x / 255 - mean) / std."""
+        mean = torch.tensor(self.mean, device=pixels.device) * 255
+        std = torch.tensor(self.std, device=pixels.device) * 255
+        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as a JSON object."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+
+def transforms_from_json(document: dict[str, Any]) -> Transforms:
+    """Undo `Transforms.to_json`."""
+    return Transforms(**{**document, "mean": tuple(document["mean"]), "std": tuple(document["std"])})
+
+
+def override(published: Transforms, settings: TransformSettings) -> Transforms:
+    """Return the published preprocessing with the values that the config sets."""
+    values = {**asdict(published), **settings.model_dump(exclude_none=True)}
+    channels = 1 if values["color"] == "L" else 3
+    for key in ("mean", "std"):
+        given = tuple(values[key])
+        values[key] = given * channels if len(given) == 1 else given[:channels]
+    return Transforms(**values)
+
+
+def _resized(width: int, height: int, short_px: int) -> tuple[int, int]:
+    if width <= height:
+        return short_px, int(short_px * height / width)
+    return int(short_px * width / height), short_px
