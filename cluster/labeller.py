@@ -9,12 +9,12 @@ from cluster.workers import ActorPool, Factory
 from pipeline.ledger import LedgerEntry
 from pipeline.settings import LabelSettings
 from pipeline.shards import Shard
-from pipeline.tasks import LabelTask
+from pipeline.tasks import EvaluateTask, ExamplesTask, LabelTask
 
 
 def label(shards: Sequence[Shard], task: LabelTask) -> Iterator[tuple[Shard, LedgerEntry | Failure]]:
     """Label and commit shards; yield each with its ledger entry, or with why it was given up."""
-    return over_shards(shards, partial(_labeller, task), task.label)
+    return over_shards(shards, partial(open_labeller, task), task.label)
 
 
 def over_shards(shards: Sequence[Shard], factory: Factory, settings: LabelSettings) -> Iterator[tuple[Shard, Any | Failure]]:
@@ -25,7 +25,22 @@ def over_shards(shards: Sequence[Shard], factory: Factory, settings: LabelSettin
         yield from dispatch(pool, shards, settings.attempts)
 
 
-def _labeller(task: LabelTask) -> Callable[[Shard], LedgerEntry]:
+def open_labeller(task: LabelTask) -> Callable[[Shard], LedgerEntry]:
+    """Return a worker's function that labels shards."""
     from pipeline.labelling import Labeller
 
     return Labeller(task)
+
+
+def open_extractor(task: ExamplesTask) -> Callable[[Shard], int]:
+    """Return a worker's function that makes example tables."""
+    from pipeline.features import Extractor
+
+    return Extractor(task)
+
+
+def open_judge(task: EvaluateTask) -> Callable[[Shard], Any]:
+    """Return a worker's function that evaluates shards."""
+    from pipeline.evaluation import Judge
+
+    return Judge(task)

@@ -20,14 +20,17 @@ Scanned = list[tuple[Entry, list[Segment] | str]]
 
 
 def plan(
-    store: Storage, settings: InputSettings, storage: StorageSettings, now: str, advanced: Callable[[int], None]
-) -> tuple[Plan, bool]:
+    store: Storage, settings: InputSettings, storage: StorageSettings, now: str,
+    connect: Callable[[], None], advanced: Callable[[int], None],
+) -> tuple[Plan, bool]:  # fmt: skip
     """Bring the data set's plan up to date with its input.
 
     Parameters
     ----------
     now : str
         The time that the snapshot records.
+    connect : Callable[[], None]
+        Starts or joins the session; called only when there are footers to read.
     advanced : Callable[[int], None]
         Told how many files were looked at, as it goes.
 
@@ -45,21 +48,24 @@ def plan(
     while True:
         previous = read_plan(store, dataset)
         try:
-            return _update(store, settings, storage, previous, listing, now, advanced)
+            return _update(store, settings, storage, previous, listing, now, connect, advanced)
         except AlreadyExistsError:
             continue  # another planner completed this number: build on what it wrote
 
 
 def _update(
     store: Storage, settings: InputSettings, storage: StorageSettings, previous: Plan | None, listing: Listing,
-    now: str, advanced: Callable[[int], None],
+    now: str, connect: Callable[[], None], advanced: Callable[[int], None],
 ) -> tuple[Plan, bool]:  # fmt: skip
     dataset = dataset_name(settings)
     history = list(previous.shards) if previous else []
     history += [shard for shard in read_unfinished(store, dataset) if shard.id not in {s.id for s in history}]
     kept = update_shards(history, {file.identity for file in listing.files})
     known = {segment.key for shard in kept for segment in shard.live}
-    segments, failed = _scan(_unplanned(listing, kept), listing, settings, storage, advanced)
+    files = _unplanned(listing, kept)
+    if files and listing.format != "images":
+        connect()
+    segments, failed = _scan(files, listing, settings, storage, advanced)
     new = list(make_shards((s for s in segments if s.key not in known), settings.shard_images))
     if failed and not new and not kept:
         raise InputError(f"none of the {len(failed)} files can be read; the first: {failed[0]['error']}")

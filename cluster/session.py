@@ -1,5 +1,6 @@
 """The Ray session: one node here, or a cluster's address. Whoever finds a session running uses it and leaves it running."""
 
+import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ def _connect(settings: ClusterSettings) -> None:
     for key, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     _provide_token()
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that tokens are on, as they should be
     ray.init(
         num_cpus=settings.num_cpus,
         num_gpus=settings.num_gpus,

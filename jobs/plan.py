@@ -17,9 +17,8 @@ def make_plan(run: Run) -> tuple[Plan, bool]:
     from cluster.planner import plan as plan_input
 
     config = run.config
-    run.start_cluster()
     with stage("plan", 0, "files") as progress:
-        plan, new = plan_input(run.store, config.input, config.storage, utc_now(), progress.advance)
+        plan, new = plan_input(run.store, config.input, config.storage, utc_now(), run.start_cluster, progress.advance)
     run.stage("plan", progress.seconds, plan.num_images)
     if plan.ignored_files:
         say(f"{plan.ignored_files:,} other files are ignored")

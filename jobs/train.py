@@ -1,8 +1,28 @@
 """`nightshift train`: adopt weights or train, seal a bundle, and make it production if there is none."""
 
-from jobs.console import say
+import hashlib
+from collections import Counter
+from functools import partial
+from importlib.metadata import version as library_version
+
+from jobs.console import say, stage
+from jobs.plan import present_plan
 from jobs.runs import Run, utc_now
+from pipeline import layout
+from pipeline.classes import Classes, classes_from_labels
+from pipeline.documents import digest, read_document
+from pipeline.errors import InputError, ModelError, NightshiftError, NotFoundError
+from pipeline.examples import Examples, fingerprint, load_examples
+from pipeline.plans import Plan
 from pipeline.registry import promote_first
+from pipeline.settings import TrainSettings
+from pipeline.shards import Shard
+from pipeline.splits import missing
+from pipeline.storage import open_storage
+from pipeline.tasks import ExamplesTask, TrainTask
+
+# How a training is run, not what it computes: these do not change its key.
+EXECUTION = {"workers", "gpus_per_worker", "max_failures", "cache_mb"}
 
 
 def work(run: Run, again: bool = False) -> None:
@@ -12,16 +32,144 @@ def work(run: Run, again: bool = False) -> None:
 
 def train_model(run: Run, again: bool = False) -> str:
     """Train or adopt; return the version."""
-    if run.config.train.mode == "none":
+    config = run.config
+    if config.train.mode == "none":
         from pipeline.adoption import adopt
 
-        version = adopt(run.store, run.config.model, run.config.storage)
-        say(f"adopted {run.config.model.builder} as {run.config.model.name}@{version}")
+        version = adopt(run.store, config.model, config.storage)
+        say(f"adopted {config.model.builder} as {config.model.name}@{version}")
     else:
-        from jobs.fitting import fit
-
-        version = fit(run, again)
-    run.note(model=f"{run.config.model.name}@{version}")
-    if promote_first(run.store, run.config.model.name, version, utc_now()):
-        say(f"{run.config.model.name}@{version} is production: it labels from now on")
+        version = _fit(run, again)
+    run.note(model=f"{config.model.name}@{version}")
+    if promote_first(run.store, config.model.name, version, utc_now()):
+        say(f"{config.model.name}@{version} is production: it labels from now on")
     return version
+
+
+def _fit(run: Run, again: bool) -> str:
+    config = run.config
+    if config.train.mode != "scratch" and not config.model.weights:
+        raise ModelError(f"train.mode {config.train.mode} starts from weights: set model.weights, or use mode scratch")
+    plan = present_plan(run)
+    name = _make_examples(run, plan)
+    examples = load_examples(run.store, plan.dataset, name, plan.shards, config.split)
+    classes = _check(examples)
+    key = _run_key(run, plan)
+    finished = _result(run, key)
+    if finished and not again:
+        say(f"this training is finished already, as {config.model.name}@{finished}; --again repeats it")
+        return finished
+    task = TrainTask(
+        config.store, config.storage, config.input, config.split, config.model, config.train, config.seed,
+        plan.dataset, plan.shards, name, classes.names, key, utc_now(),
+    )  # fmt: skip
+    _train(run, task, len(examples.of("train")), again)
+    version = _result(run, key)
+    if version is None:
+        raise NightshiftError("training ended without a result; run the command again, it continues from the last checkpoint")
+    return version
+
+
+def _make_examples(run: Run, plan: Plan) -> str:
+    """Make the example tables that are missing, as a cluster job; return what they are called."""
+    config = run.config
+    backbone = config.train.mode == "head" and config.train.cache_features
+    name = fingerprint(
+        config.input, config.model, _weights_digest(run) if backbone else None, f"torchvision {library_version('torchvision')}"
+    )
+    folder = layout.features(plan.dataset, name, "").rpartition("/")[0]
+    there = {entry.path.rsplit("/", 1)[-1].removesuffix(".parquet") for entry in run.store.list(folder)}
+    todo = [shard for shard in plan.shards if shard.id not in there]
+    if todo:
+        _extract(run, todo, ExamplesTask(config.store, config.storage, config.input, plan.dataset, config.model, name, backbone))
+    kind = "features" if backbone else "examples"
+    done = sum(shard.num_images for shard in todo)
+    run.note(**{f"{kind}_computed": done})
+    say(f"{kind} of {done:,} images computed, of {plan.num_images - done:,} found in the store")
+    return name
+
+
+def _extract(run: Run, shards: list[Shard], task: ExamplesTask) -> None:
+    from cluster.dispatch import Failure
+    from cluster.labeller import open_extractor, over_shards
+
+    run.start_cluster()
+    with stage("features" if task.backbone else "examples", sum(shard.num_images for shard in shards)) as progress:
+        for shard, outcome in over_shards(shards, partial(open_extractor, task), run.config.label):
+            progress.advance(shard.num_images)
+            if isinstance(outcome, Failure):
+                raise InputError(f"shard {shard.id} cannot be read for training: {outcome.error}; plan again, or see `nightshift status`")
+    run.stage(progress.name, progress.seconds, progress.done)
+
+
+def _weights_digest(run: Run) -> str:
+    folder, _, name = str(run.config.model.weights).rpartition("/")
+    try:
+        return hashlib.sha256(open_storage(folder or ".", run.config.storage).read(name)).hexdigest()
+    except NotFoundError as error:
+        raise ModelError(f"model.weights: {run.config.model.weights} does not exist; give a safetensors state dict") from error
+
+
+def _check(examples: Examples) -> Classes:
+    """Return the classes of the training rows, after saying everything about them that people should know."""
+    train = [examples.labels[i] for i in examples.of("train")]
+    if not train:
+        raise InputError(
+            f"no image has a label and belongs to the split train ({dict(Counter(examples.splits))} by split); check input.label_column "
+            "and input.split_column"
+        )
+    classes = classes_from_labels(examples.labels if not train else train)
+    unseen = Counter(label for label in examples.labels if label is not None and classes.index_of(label) is None)
+    for split, absent in missing(classes.names, examples.labels, examples.splits).items():
+        if split in ("val", "test"):
+            say(f"warning: no {split} image of {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}: it cannot be judged there")
+    if unseen:
+        say(f"warning: {sum(unseen.values())} held-out images have labels that training never sees: {', '.join(sorted(unseen)[:5])}")
+    if examples.leaked:
+        say(f"warning: {examples.leaked} training images stand byte for byte in another split too; they are left out of training")
+    if examples.without_label:
+        say(f"{examples.without_label:,} images without a label are left out")
+    if examples.unreadable:
+        say(f"{examples.unreadable:,} images cannot be read and are left out; labelling lists them")
+    return classes
+
+
+def _run_key(run: Run, plan: Plan) -> str:
+    """Return the training's identity: what is trained on and how, but not on how many workers."""
+    config = run.config
+    return digest(
+        {
+            "shards": [[shard.id, sorted(shard.tombstoned)] for shard in plan.shards],
+            "input": fingerprint(config.input, config.model, None, ""),
+            "split": config.split.model_dump(),
+            "model": config.model.model_dump(exclude={"version"}),
+            "train": config.train.model_dump(exclude=EXECUTION),
+            "seed": config.seed,
+        }
+    )
+
+
+def _result(run: Run, key: str) -> str | None:
+    """Return the version that a finished training made."""
+    try:
+        version: str = read_document(run.store, f"{layout.training(key)}/result.json")["version"]
+    except NotFoundError:
+        return None
+    return version
+
+
+def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
+    from cluster.trainer import train
+
+    if again:
+        for entry in list(run.store.list(layout.training(task.run_key))):
+            run.store.delete(entry.path)
+    run.start_cluster()
+    settings: TrainSettings = task.train
+    with stage("train", num_train * settings.epochs) as progress:
+        train(task, progress.advance)
+    run.stage("train", progress.seconds, num_train * settings.epochs)
+    history = read_document(run.store, f"{layout.training(task.run_key)}/result.json")["history"]
+    last = history[-1]
+    val = f", validation {last['val_top1']:.1%}" if last["val_top1"] is not None else ""
+    say(f"{settings.epochs} epochs of {num_train:,} images on {settings.workers} worker(s): training {last['train_top1']:.1%}{val}")

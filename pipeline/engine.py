@@ -1,12 +1,12 @@
 """The forward pass: uint8 pixels in, logits out. This is the reference engine: torch, fp32, one way to compute."""
 
 import platform
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torchvision
 from torch import nn
 
 from pipeline.transforms import Pixels, Transforms
@@ -32,7 +32,7 @@ class TorchEngine:
             "engine": "torch",
             "precision": "fp32",
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or platform.machine(),
-            "versions": {"torch": torch.__version__, "torchvision": torchvision.__version__},
+            "versions": {"torch": torch.__version__, "torchvision": version("torchvision")},
         }
 
 

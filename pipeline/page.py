@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,24 @@ class PageData:
 
 def render(data: PageData) -> str:
     """Write the whole document, everything from `data` escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    return environment().get_template("page.html.j2").render(vars(data)).strip() + "\n"
+
+
+@cache
+def environment() -> Environment:
+    """Make the template's world, once: autoescaped, the functions below as filters, None written as nothing."""
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: "" if value is None else value,
     )
     filters = (number, rate, percent, decimal, duration, moment, speak, matrix, confused_pairs, class_rows, flat)
-    environment.filters.update({function.__name__: function for function in filters})
-    environment.globals.update(ticks=ticks, scale=scale, curves=curves)
-    environment.globals.update({name: value for name, value in globals().items() if name.isupper()})
-    return environment.get_template("page.html.j2").render(vars(data))
+    made.filters.update({function.__name__: function for function in filters})
+    made.globals.update(ticks=ticks, scale=scale, curves=curves)
+    made.globals.update(MAX_MATRIX_CLASSES=MAX_MATRIX_CLASSES, MAX_BARS=MAX_BARS, MAX_LISTED=MAX_LISTED)
+    return made
 
 
 def speak(top: Iterable[tuple[str, float]]) -> str:
@@ -175,10 +186,9 @@ def curves(history: tuple[Row, ...]) -> list[tuple[str, dict[str, list[tuple[flo
     charts = []
     for title, quantity in (("Loss", "loss"), ("Accuracy", "top1")):
         keys = {"Training": f"train_{quantity}", "Validation": f"val_{quantity}"}
-        epochs = list(enumerate(history, 1))
+        epochs = [(row["epoch"] if is_number(row.get("epoch")) else place, row) for place, row in enumerate(history, 1)]
         lines = {
-            name: [(row.get("epoch", place), row[key]) for place, row in epochs if is_number(row.get(key))]
-            for name, key in keys.items()
+            name: [(epoch, row[key]) for epoch, row in epochs if is_number(row.get(key))] for name, key in keys.items()
         }
         charts.append((title, {name: line for name, line in lines.items() if line}))
     return [(title, lines) for title, lines in charts if lines]

@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 
 from pipeline.layout import Generation
-from pipeline.settings import InputSettings, LabelSettings, StorageSettings
+from pipeline.settings import (
+    InputSettings,
+    LabelSettings,
+    ModelSettings,
+    SplitSettings,
+    StorageSettings,
+    TrainSettings,
+)
+from pipeline.shards import Shard
 
 
 @dataclass(frozen=True)
@@ -17,4 +25,58 @@ class LabelTask:
     generation: Generation
     version: str
     run_id: str
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class ExamplesTask:
+    """Make the example tables called `name`; `backbone` says whether they hold features of `model`."""
+
+    store: str
+    storage: StorageSettings
+    input: InputSettings
+    dataset: str
+    model: ModelSettings
+    name: str
+    backbone: bool
+    batch_size: int = 64
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class TrainTask:
+    """Train `model` as `train` says on the examples called `examples`, as the training called `run_key`."""
+
+    store: str
+    storage: StorageSettings
+    input: InputSettings
+    split: SplitSettings
+    model: ModelSettings
+    train: TrainSettings
+    seed: int
+    dataset: str
+    shards: tuple[Shard, ...]
+    examples: str
+    classes: tuple[str, ...]
+    run_key: str
+    started_at: str
+
+    @property
+    def cached(self) -> bool:
+        """Whether training reads features instead of images."""
+        return self.train.mode == "head" and self.train.cache_features
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """Judge a bundle on the rows of some splits."""
+
+    store: str
+    storage: StorageSettings
+    input: InputSettings
+    split: SplitSettings
+    label: LabelSettings
+    model: str
+    version: str
+    splits: tuple[str, ...]
     threads: int = 1

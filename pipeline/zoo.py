@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torchvision import models
 
 from pipeline.errors import ModelError
 from pipeline.settings import ModelSettings
@@ -49,8 +48,18 @@ class LabCNN(nn.Module):
         return logits
 
 
+def _torchvision() -> Any:
+    """Import torchvision's models when they are needed: 5 s (it imports torch's compiler), which our own networks save."""
+    from torchvision import models
+
+    return models
+
+
 def check_builder(name: str) -> None:
     """Raise ModelError for a name that is no classification builder."""
+    if name in OWN:
+        return
+    models = _torchvision()
     known = [*OWN, *models.list_models(module=models)]
     if name not in known:
         near = get_close_matches(name, known, 3)
@@ -64,7 +73,7 @@ def published_transforms(settings: ModelSettings) -> Transforms:
     if settings.builder in OWN:
         resize_px, crop_px = OWN[settings.builder]
         return override(Transforms(resize_px, crop_px, "RGB", (0.5,) * 3, (0.5,) * 3), settings.transforms)
-    preset = next(iter(models.get_model_weights(settings.builder))).transforms()
+    preset = next(iter(_torchvision().get_model_weights(settings.builder))).transforms()
     base = Transforms(preset.resize_size[0], preset.crop_size[0], "RGB", tuple(preset.mean), tuple(preset.std))
     return override(base, settings.transforms)
 
@@ -91,7 +100,8 @@ def builder_arguments(settings: ModelSettings, transforms: Transforms) -> dict[s
 def build(builder: str, arguments: dict[str, Any], num_classes: int) -> nn.Module:
     """Build a network with `num_classes` outputs, randomly initialised from torch's present seed."""
     check_builder(builder)
-    factory: Any = {"linear": Linear, "lab_cnn": LabCNN}.get(builder) or models.get_model_builder(builder)
+    own: dict[str, Any] = {"linear": Linear, "lab_cnn": LabCNN}
+    factory = own.get(builder) or _torchvision().get_model_builder(builder)
     try:
         net: nn.Module = factory(num_classes=num_classes, **arguments)
     except TypeError as error:
@@ -105,7 +115,7 @@ def split_head(net: nn.Module) -> int:
 
     SqueezeNet's head is a convolution before pooling; its features are the pooled maps, and the new head is linear.
     """
-    if isinstance(net, models.SqueezeNet):
+    if type(net).__name__ == "SqueezeNet":
         net.classifier = nn.AdaptiveAvgPool2d(1)
         return 512
     parent, name, head = _find_head(net)
@@ -115,7 +125,7 @@ def split_head(net: nn.Module) -> int:
 
 def replace_head(net: nn.Module, num_classes: int) -> nn.Linear:
     """Put a fresh linear head with `num_classes` outputs where the classifier is, and return it."""
-    if isinstance(net, models.SqueezeNet):
+    if type(net).__name__ == "SqueezeNet":
         head = nn.Linear(512, num_classes)
         net.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
         return head
@@ -123,6 +133,15 @@ def replace_head(net: nn.Module, num_classes: int) -> nn.Linear:
     head = nn.Linear(old.in_features, num_classes)
     setattr(parent, name, head)
     return head
+
+
+def head_of(net: nn.Module) -> nn.Linear:
+    """Return the linear layer that gives the logits."""
+    if type(net).__name__ == "SqueezeNet":
+        linear = [module for module in net.modules() if isinstance(module, nn.Linear)]
+        if linear:
+            return linear[-1]
+    return _find_head(net)[2]
 
 
 def _find_head(net: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
@@ -136,3 +155,11 @@ def _find_head(net: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
             if linears:
                 return found, *linears[-1]
     raise ModelError(f"{type(net).__name__} has no linear classifier that could be replaced; use mode finetune or scratch")
+
+
+def count_outputs(builder: str, arguments: dict[str, Any], weights: dict[str, torch.Tensor]) -> int:
+    """Return for how many classes a state dict was trained: the rows of its classifier, found on a 1,000-class network."""
+    with torch.device("meta"):
+        own = build(builder, arguments, 1000).state_dict()
+    last = [key for key, tensor in own.items() if key.endswith("weight") and tensor.shape[0] == 1000][-1]
+    return int(weights[last].shape[0]) if last in weights else 1000

@@ -1,0 +1,125 @@
+"""Data-parallel training through Ray Train: one worker per seat, gradients averaged by DDP (gloo on CPU, nccl on GPU).
+
+Ray Train places the workers and starts them again when one dies; positions, checkpoints and results are ours.
+"""
+
+import tempfile
+import threading
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.board import Board
+from cluster.resources import fitting
+from pipeline.errors import NightshiftError, UsageError
+from pipeline.tasks import TrainTask
+
+LOOK_EVERY_S = 0.5
+
+
+def train(task: TrainTask, advanced: Callable[[int], None]) -> None:
+    """Train on the session's workers and return when the bundle is sealed and the result recorded.
+
+    Raises
+    ------
+    UsageError
+        What a worker found wrong with the config, the input or the model.
+    NightshiftError
+        When training failed more often than `train.max_failures` allows.
+    """
+    fitting(1, task.train.gpus_per_worker, task.train.workers)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    outcome: list[BaseException | None] = []
+    thread = threading.Thread(target=_fit, args=(task, board, outcome), daemon=True)  # keeps Ctrl-C with this thread
+    thread.start()
+    shown = 0
+    while thread.is_alive():
+        thread.join(LOOK_EVERY_S)
+        total = ray.get(board.total.remote())
+        advanced(total - shown)
+        shown = total
+    ray.kill(board)
+    if outcome[0] is not None:
+        raise _explained(outcome[0])
+
+
+def _fit(task: TrainTask, board: Any, outcome: list[BaseException | None]) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    gpus = task.train.gpus_per_worker
+    with tempfile.TemporaryDirectory(prefix="nightshift-train-") as scratch:  # Ray's own files; nothing of ours
+        trainer = TorchTrainer(
+            partial(_worker, task, board),
+            scaling_config=ScalingConfig(
+                num_workers=task.train.workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1},
+            ),
+            run_config=RunConfig(
+                name=task.run_key, storage_path=scratch, failure_config=FailureConfig(max_failures=task.train.max_failures)
+            ),
+        )
+        try:
+            trainer.fit()
+            outcome.append(None)
+        except (NightshiftError, RayError, RuntimeError) as error:
+            outcome.append(error)
+
+
+def _worker(task: TrainTask, board: Any) -> None:
+    """Run one seat. Ray Train has set up the process group."""
+    import torch
+    import torch.distributed as dist
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    from pipeline.fitting import fit
+    from pipeline.training import Seat
+
+    context = get_context()
+    rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
+    torch.set_num_threads(1)
+
+    def reduce(sums: torch.Tensor) -> torch.Tensor:
+        if world > 1:
+            dist.all_reduce(sums)
+        return sums
+
+    def wrap(module: torch.nn.Module) -> torch.nn.Module:
+        return torch.nn.parallel.DistributedDataParallel(module) if world > 1 else module
+
+    fit(task, Seat(rank, world, str(device), reduce), wrap, _poster(board, rank))
+
+
+def _poster(board: Any, rank: int) -> Callable[[int], None]:
+    """Return a counter that posts to the board at most twice a second."""
+    done, posted_at = 0, 0.0
+
+    def advanced(count: int) -> None:
+        nonlocal done, posted_at
+        done += count
+        if monotonic() - posted_at > LOOK_EVERY_S:
+            posted_at = monotonic()
+            board.post.remote(str(rank), done)
+
+    return advanced
+
+
+def _explained(error: BaseException) -> NightshiftError:
+    """Return the worker's own error where it was one of ours, else one that names the first failure."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
+    for failure in failures:
+        for candidate in (failure, getattr(failure, "cause", None), failure.__cause__):
+            if isinstance(candidate, NightshiftError):
+                return candidate
+    first = failures[0]
+    lines = str(first).strip().splitlines() or [""]
+    return NightshiftError(
+        f"training failed on {len(failures)} worker(s): {type(first).__name__}: {lines[0][:300]}; "
+        "the same command continues from the last checkpoint"
+    )

@@ -1,0 +1,109 @@
+"""Examples: what training knows of each readable image of a plan - where it is, its label, its side of the split.
+
+One table per shard in the store, made once by a cluster job. For a frozen backbone it also holds the features.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import layout
+from pipeline.documents import digest
+from pipeline.lanes import Indices
+from pipeline.settings import InputSettings, ModelSettings, SplitSettings
+from pipeline.shards import Shard
+from pipeline.splits import leaked, split_of
+from pipeline.storage import Storage
+from pipeline.tables import read_table
+
+# Raise when the code computes other features or other columns: cached tables of old code are then never read.
+EXAMPLES_VERSION = 1
+
+
+def examples_schema(feature_size: int) -> pa.Schema:
+    """Return the schema of an example table; without a backbone `feature_size` is 0 and there is no such column."""
+    columns = [
+        ("uri", pa.string()), ("segment", pa.string()), ("position", pa.int64()), ("content_hash", pa.string()),
+        ("label", pa.string()), ("split", pa.string()), ("group", pa.string()),
+    ]  # fmt: skip
+    features = [("features", pa.list_(pa.float32(), feature_size))] if feature_size else []
+    return pa.schema(columns + features, metadata={"nightshift.schema": f"examples/{EXAMPLES_VERSION}"})
+
+
+def fingerprint(source: InputSettings, model: ModelSettings, weights_sha256: str | None, libraries: str) -> str:
+    """Return the name of the tables that these settings share; `weights_sha256` is None without a backbone."""
+    asked: dict[str, Any] = {
+        "version": EXAMPLES_VERSION,
+        "max_pixels": source.max_pixels,
+        "columns": [source.label_column, source.split_column, source.group_column],
+    }
+    if weights_sha256 is not None:
+        backbone = [model.builder, model.arguments, model.transforms.model_dump(), weights_sha256, libraries]
+        asked["backbone"] = backbone
+    return digest(asked)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N examples in plan order. `slots` is an example's row in its shard's table, live rows only."""
+
+    shards: tuple[Shard, ...]
+    shard_numbers: npt.NDArray[np.int64]
+    slots: npt.NDArray[np.int64]
+    labels: list[str | None]
+    splits: list[str]
+    leaked: int
+    without_label: int
+    unreadable: int
+
+    def of(self, split: str) -> Indices:
+        """Return the examples of one split that have a label."""
+        chosen = [i for i, (s, label) in enumerate(zip(self.splits, self.labels, strict=True)) if s == split and label is not None]
+        return np.array(chosen, np.int64)
+
+    def by_shard(self, indices: Indices) -> list[Indices]:
+        """Group examples by their shard, in plan order; shards without any are left out."""
+        numbers = self.shard_numbers[indices]
+        return [indices[numbers == number] for number in np.unique(numbers)]
+
+
+def load_examples(store: Storage, dataset: str, name: str, shards: Sequence[Shard], settings: SplitSettings) -> Examples:
+    """Read the tables of all shards and assign splits.
+
+    Notes
+    -----
+    The split is the input's where it has one, else a hash of the group or the content. Training rows whose exact bytes
+    are also judged on are dropped (split `leaked`).
+    """
+    columns = ("segment", "content_hash", "label", "split", "group")
+    tables = [read_examples(store, dataset, name, shard, columns) for shard in shards]
+    merged = pa.concat_tables(tables) if tables else examples_schema(0).empty_table()
+    hashes, labels = merged["content_hash"].to_pylist(), merged["label"].to_pylist()
+    splits = [
+        given or split_of(group or content, settings)
+        for given, group, content in zip(merged["split"].to_pylist(), merged["group"].to_pylist(), hashes, strict=True)
+    ]
+    twins = leaked(hashes, splits)
+    for i in twins:
+        splits[i] = "leaked"
+    sizes = [table.num_rows for table in tables]
+    return Examples(
+        tuple(shards),
+        np.repeat(np.arange(len(tables)), sizes),
+        np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64),
+        labels, splits, len(twins), Counter(labels)[None], sum(shard.num_images for shard in shards) - merged.num_rows,
+    )  # fmt: skip
+
+
+def read_examples(store: Storage, dataset: str, name: str, shard: Shard, columns: Sequence[str]) -> pa.Table:
+    """Read a shard's table without the rows of tombstoned segments; `columns` include `segment`."""
+    table = read_table(store, layout.features(dataset, name, shard.id), columns)
+    if not shard.tombstoned:
+        return table
+    return table.filter(pc.is_in(table["segment"], value_set=pa.array([segment.key for segment in shard.live])))

@@ -1,0 +1,64 @@
+"""Making example tables: every image is decoded once, and a frozen backbone, if there is one, runs over it once."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import layout, zoo
+from pipeline.batches import Batch, decoded_batches, decoder
+from pipeline.bundle import fit_weights, read_weights
+from pipeline.engine import TorchEngine
+from pipeline.examples import examples_schema
+from pipeline.rows import ShardReader
+from pipeline.settings import ModelSettings, StorageSettings
+from pipeline.shards import Shard
+from pipeline.storage import open_storage
+from pipeline.tables import write_table
+from pipeline.tasks import ExamplesTask
+from pipeline.transforms import Transforms
+
+
+class Extractor:
+    """Writes the example tables of shards, with features when the task has a backbone."""
+
+    def __init__(self, task: ExamplesTask) -> None:
+        self._task = task
+        self._store, self._reader = open_storage(task.store, task.storage), ShardReader(task.input, task.storage)
+        self._engine, self._size, self._transforms = None, 0, Transforms(8, 8)
+        if task.backbone:
+            net, self._transforms = pretrained(task.model, task.storage)
+            self._size = zoo.split_head(net)
+            self._engine = TorchEngine(net, self._transforms)
+
+    def __call__(self, shard: Shard) -> int:
+        """Write one shard's table and return its number of rows: the shard's readable images."""
+        decode_row = decoder(self._transforms, self._task.input.max_pixels)
+        chunks = self._reader.read(shard, self._task.batch_size)
+        batches = decoded_batches(chunks, decode_row, self._transforms, self._task.threads)
+        schema = examples_schema(self._size)
+        pieces = [self._table(batch, schema) for batch in batches if batch.good]
+        table = pa.concat_tables(pieces) if pieces else schema.empty_table()
+        write_table(self._store, layout.features(self._task.dataset, self._task.name, shard.id), table)
+        return int(table.num_rows)
+
+    def _table(self, batch: Batch, schema: pa.Schema) -> pa.Table:
+        columns: dict[str, Any] = {
+            name: pa.array([getattr(row, name) for row in batch.good], schema.field(name).type)
+            for name in schema.names
+            if name != "features"
+        }
+        if self._engine is not None:
+            features = self._engine(batch.pixels).astype(np.float32)
+            columns["features"] = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), self._size)
+        return pa.table(columns, schema=schema)
+
+
+def pretrained(model: ModelSettings, storage: StorageSettings) -> tuple[Any, Transforms]:
+    """Return the builder's network with `model.weights` in it, all classes of the weights, and its preprocessing."""
+    transforms = zoo.published_transforms(model)
+    arguments = zoo.builder_arguments(model, transforms)
+    weights = read_weights(str(model.weights), storage)
+    net = zoo.build(model.builder, arguments, zoo.count_outputs(model.builder, arguments, weights))
+    fit_weights(net, weights, f"model.weights: {model.weights}")
+    return net, transforms

@@ -1,0 +1,122 @@
+"""One worker's whole part in a training: read the examples, build the network, train, and (rank 0) seal the bundle."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from pipeline import layout, zoo
+from pipeline.bundle import Architecture, seal
+from pipeline.checkpoints import Checkpoints
+from pipeline.classes import Classes
+from pipeline.documents import Document, encode
+from pipeline.errors import ModelError
+from pipeline.examples import load_examples
+from pipeline.features import pretrained
+from pipeline.loading import Inputs, ShardCache, feature_reader, pixel_reader
+from pipeline.storage import Storage, open_storage
+from pipeline.tasks import TrainTask
+from pipeline.training import Course, Seat, Trainee, train
+from pipeline.transforms import Transforms
+
+Wrap = Callable[[nn.Module], nn.Module]
+
+
+class OnPixels(nn.Module):
+    """A network that takes uint8 pixels [B, H, W, C]: normalising belongs to it."""
+
+    def __init__(self, net: nn.Module, transforms: Transforms) -> None:
+        super().__init__()
+        self.net, self._transforms = net, transforms
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return logits [B, K]."""
+        logits: torch.Tensor = self.net(self._transforms.normalize(pixels).contiguous())
+        return logits
+
+
+def fit(task: TrainTask, seat: Seat, wrap: Wrap, advanced: Callable[[int], None], threads: int = 1) -> Document | None:
+    """Train and, on rank 0, seal the bundle and record the result, which is returned there.
+
+    Parameters
+    ----------
+    wrap : Wrap
+        Makes gradients average over the workers; the identity for one worker.
+    """
+    store = open_storage(task.store, task.storage)
+    net, architecture = start_network(task)
+    trained, trainee = _trainee(task, net, architecture.transforms, seat, wrap)
+    course = _course(task, store, architecture, threads)
+    checkpoints = Checkpoints(store, task.run_key)
+    history = train(trainee, course, seat, checkpoints, advanced)
+    if seat.rank:
+        return None
+    version = seal(store, task.model.name, architecture, _weights(task, net, trained))
+    result = {
+        "version": version, "run_key": task.run_key, "dataset": task.dataset, "started_at": task.started_at,
+        "history": history, "num_train": sum(len(part) for part in course.train), "num_val": len(course.val),
+    }  # fmt: skip
+    store.write(f"{layout.bundle(task.model.name, version)}/training.json", encode(result))
+    checkpoints.finish(result)
+    return result
+
+
+def start_network(task: TrainTask) -> tuple[nn.Module, Architecture]:
+    """Return the network that training starts from; its new parts depend on the seed only."""
+    classes = Classes(task.classes, task.classes)
+    if task.train.mode == "scratch":
+        transforms = zoo.published_transforms(task.model)
+        arguments = zoo.builder_arguments(task.model, transforms)
+        architecture = Architecture(task.model.builder, arguments, "native", classes, transforms)
+        torch.manual_seed(task.seed)
+        net = architecture.build()
+    else:
+        net, transforms = pretrained(task.model, task.storage)
+        architecture = Architecture(
+            task.model.builder, zoo.builder_arguments(task.model, transforms), "linear", classes, transforms
+        )
+        torch.manual_seed(task.seed)
+        zoo.replace_head(net, len(classes))
+    if task.train.mode != "head" and task.model.builder in ("inception_v3", "googlenet"):
+        raise ModelError(f"{task.model.builder} has auxiliary outputs, which only train.mode head and none can do without yet")
+    return net, architecture
+
+
+def _trainee(task: TrainTask, net: nn.Module, transforms: Transforms, seat: Seat, wrap: Wrap) -> tuple[nn.Module, Trainee]:
+    """Return the part that learns, and how it is trained: the head alone on features, or the network on pixels."""
+    head = zoo.head_of(net)
+    if task.cached:
+        head.to(seat.device)
+        return head, Trainee(head, wrap(head), lambda training: None)
+    whole = OnPixels(net, transforms).to(seat.device)
+    if task.train.mode != "head":
+        return net, Trainee(whole, wrap(whole), lambda training: _set_mode(whole, whole, training))
+    for parameter in net.parameters():
+        parameter.requires_grad = False
+    for parameter in head.parameters():
+        parameter.requires_grad = True
+    return net, Trainee(whole, wrap(whole), lambda training: _set_mode(whole, head, training))
+
+
+def _set_mode(whole: nn.Module, learning: nn.Module, training: bool) -> None:
+    whole.eval()
+    learning.train(training)
+
+
+def _course(task: TrainTask, store: Storage, architecture: Architecture, threads: int) -> Course:
+    examples = load_examples(store, task.dataset, task.examples, task.shards, task.split)
+    indices = {label: architecture.classes.index_of(label) for label in set(examples.labels)}
+    targets = torch.tensor([-1 if (i := indices[label]) is None else i for label in examples.labels], dtype=torch.int64).numpy()
+    read = (
+        feature_reader(store, task) if task.cached else pixel_reader(store, task, architecture.transforms, threads)
+    )
+    inputs = Inputs(examples, targets, ShardCache(task.shards, read, task.train.cache_mb * 2**20))
+    val = examples.of("val")
+    return Course(inputs, examples.by_shard(examples.of("train")), val[targets[val] >= 0], task.train, task.seed)
+
+
+def _weights(task: TrainTask, net: nn.Module, trained: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the whole network's weights: a head trained on features belongs to the network that made them."""
+    if task.cached:
+        zoo.head_of(net).load_state_dict(trained.state_dict())
+    return net.state_dict()

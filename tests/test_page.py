@@ -1,0 +1,333 @@
+import html
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pipeline.page import (
+    PageData,
+    Thumbnail,
+    confused_pairs,
+    curves,
+    duration,
+    flat,
+    matrix,
+    moment,
+    percent,
+    rate,
+    render,
+    speak,
+    ticks,
+)
+
+EVIL = "<script>alert(1)</script>"
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+EMPTY = PageData({"run_id": "r1"}, (), (), (), (), None, (), (), (), ())
+
+
+def thumbnail(image_id: str = "cat-1", truth: str | None = "dog") -> Thumbnail:
+    return Thumbnail(image_id, PIXEL, f"/data/{image_id}.gif", (("cat", 0.82), ("dog", 0.15)), truth)
+
+
+def evaluation(names: list[str]) -> dict:
+    confusion = [[k, k, 8] for k in range(len(names))] + [[0, 1, 2]]
+    rows = [
+        {
+            "class_index": k,
+            "label": name,
+            "support": 8,
+            "predicted": 8,
+            "precision": None,
+            "recall": 1.0,
+            "f1": 1 - k / 999,
+        }
+        for k, name in enumerate(names)
+    ]
+    return {
+        "split": "test", "model": "m", "version": "1", "num_images": 8 * len(names) + 2, "top1": 0.9, "top5": 1.0,
+        "loss": 0.25, "interval95": [0.8, 0.95], "classes": names, "per_class": rows, "confusion": confusion,
+        "misclassified": [], "num_misclassified": 2, "quarantined": 0, "unknown_labels": {"zebra": 3},
+    }  # fmt: skip
+
+
+def night(word: str = "cat") -> PageData:
+    """Return a full page whose every text carries `word`."""
+    run = {
+        "run_id": word, "command": f"nightshift nightly {word}", "dataset": word, "started_at": "2026-11-24T02:00:00Z",
+        "finished_at": "2026-11-24T02:02:14Z", "seconds": 134, "images_in": 12345, "labelled": 12300, "quarantined": 45,
+        "skipped": 7, "failed_shards": 1, "failures": [{"shard": word, "error": word}],
+        "failed_files": [{"path": word, "error": word}], "images_per_s": 91.79, "model": word, "fingerprint": word,
+        "exit_code": 3, "outcome": f"Finished with {word}.", "view": 4, "versions": {word: word},
+        "stages": [{"name": word, "seconds": 2.0, "images": 10}], "config": {word: {word: [word]}},
+    }  # fmt: skip
+    bad = dict.fromkeys(("image_id", "uri", "stage", "reason", "error_type", "message"), word)
+    images = (Thumbnail(word, PIXEL, word, ((word, 0.9), ("other", 0.1)), word),)
+    history = tuple({"epoch": e, "train_loss": 1 / e, "train_top1": 1 - 0.5 / e, "val_loss": None} for e in (1, 2, 3))
+    report = evaluation([word, "dog"]) | {"model": word, "unknown_labels": {word: 1}, "split": word}
+    counts = ((word, 12000), ("dog", 300))
+    return PageData(run, counts, (*(0,) * 18, 3, 9), (bad,), ((word, 45),), report, history, images, images, images)
+
+
+def attribute_names(document: str) -> set[str]:
+    names: set[str] = set()
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: names.update(name for name, _ in attrs)  # type: ignore[method-assign]
+    parser.feed(document)
+    return names
+
+
+def headings(document: str) -> list[str]:
+    return re.findall(r"<h2[^>]*>(.*?)</h2>", document)
+
+
+@pytest.mark.parametrize(
+    ("top", "said"),
+    [
+        ([("cat", 0.82), ("dog", 0.15), ("hat", 0.02), ("mug", 0.01)], "82% cat, 15% dog, 2% hat, 1% mug"),
+        ([("cat", 0.996), ("dog", 0.004)], "100% cat"),
+        ([("cat", 0.003), ("dog", 0.002)], "0% cat"),
+        ([("cat", 0.5), ("dog", 0.0051)], "50% cat, 1% dog"),
+        ([], ""),
+    ],
+)
+def test_speak_leaves_out_what_reads_zero_except_the_first(top: list[tuple[str, float]], said: str) -> None:
+    assert speak(top) == said
+
+
+@pytest.mark.parametrize(
+    ("write", "value", "text"),
+    [
+        (percent, 0.96944, "96.9%"), (percent, 0.9999, ">99.9%"), (percent, 1, "100%"), (percent, 0, "0%"),
+        (percent, 0.0001, "<0.1%"), (percent, None, "—"), (percent, float("nan"), "—"),
+        (duration, 0.84, "0.8 s"), (duration, 9.96, "10 s"), (duration, 59.7, "1 min 0 s"),
+        (duration, 134, "2 min 14 s"), (duration, 9134, "2 h 32 min"), (duration, 300_000, "3 d 11 h"),
+        (duration, None, "—"),
+        (rate, 1234.5, "1,234"), (rate, 61.34, "61.3"), (rate, 0.456, "0.46"), (rate, None, "—"),
+        (moment, "2026-11-24T02:05:00Z", "24 Nov 2026, 02:05 UTC"),
+        (moment, "2026-11-24T02:05:00", "24 Nov 2026, 02:05 UTC"),
+        (moment, "2026-11-24T04:05:00+02:00", "24 Nov 2026, 02:05 UTC"), (moment, "last night", "last night"),
+    ],
+)  # fmt: skip
+def test_values_are_written_for_people(write, value, text) -> None:
+    assert write(value) == text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "marks"),
+    [
+        (0, 2.3, [0, 0.5, 1, 1.5, 2, 2.5]),
+        (0.61, 0.97, [0.6, 0.7, 0.8, 0.9, 1.0]),
+        (0, 0, [0]),
+        (1, 20, [0, 5, 10, 15, 20]),
+    ],
+)
+def test_ticks_are_round_and_cover_the_range(low: float, high: float, marks: list[float]) -> None:
+    assert ticks(low, high) == marks
+
+
+def test_nested_settings_are_listed_as_dotted_keys() -> None:
+    config = {"input": {"url": "/data", "columns": []}, "train": {"model": {"depth": 2}}, "storage": {}, "seed": None}
+    assert list(flat(config)) == [
+        ("input.url", "/data"), ("input.columns", "[]"), ("train.model.depth", "2"), ("storage", "{}"),
+        ("seed", "null"),
+    ]  # fmt: skip
+
+
+def test_curves_skip_epochs_without_a_value_and_charts_without_any() -> None:
+    history = (
+        {"epoch": 1, "train_loss": 2.0, "val_loss": None},
+        {"epoch": 2, "train_loss": float("nan"), "val_loss": 1.0},
+    )
+    assert curves(history) == [("Loss", {"Training": [(1, 2.0)], "Validation": [(2, 1.0)]})]
+
+
+def test_epochs_may_start_at_zero_or_go_unnamed() -> None:
+    assert curves(({"epoch": 0, "train_loss": 2.0}, {"epoch": 1, "train_loss": 1.0}))[0][1]["Training"][0] == (0, 2.0)
+    assert curves(({"train_loss": 2.0}, {"train_loss": 1.0})) == [("Loss", {"Training": [(1, 2.0), (2, 1.0)]})]
+
+
+def test_matrix_has_true_classes_as_rows_and_shares_of_each_row() -> None:
+    rows = matrix({"classes": ["cat", "dog"], "confusion": [[0, 0, 3], [0, 1, 1]]})
+    assert rows == [("cat", 4, [(3, 0.75), (1, 0.25)]), ("dog", 0, [(0, 0.0), (0, 0.0)])]
+
+
+def test_confused_pairs_are_worst_first_and_never_right() -> None:
+    confusion = [[0, 0, 90], [0, 1, 4], [1, 0, 6], [1, 1, 6]]
+    assert confused_pairs({"classes": ["cat", "dog"], "confusion": confusion}) == [
+        ("dog", "cat", 6, 0.5),
+        ("cat", "dog", 4, 4 / 94),
+    ]
+
+
+def test_nothing_from_the_data_becomes_markup() -> None:
+    hostile = f"""{EVIL}"'><img src=x onerror=alert(1)>"""
+    document = render(night(hostile))
+    assert html.escape(EVIL) in document
+    assert "<script" not in document
+    assert "<img src=x" not in document
+    assert not [name for name in attribute_names(document) if name.startswith("on")]
+
+
+def test_page_asks_for_nothing_from_the_network() -> None:
+    document = render(night("s3://bucket/cat"))
+    sources = re.findall(r'(?:src|href|action|data)="([^"]*)"', document)
+    assert sources
+    assert all(source.startswith("data:image/") for source in sources)
+    assert "default-src 'none'" in document
+    assert "url(" not in document
+    assert "@import" not in document
+
+
+def test_thumbnail_that_is_not_a_data_image_is_not_loaded() -> None:
+    image = replace(thumbnail(), data_uri="https://example.com/cat.png")
+    document = render(replace(EMPTY, least_confident=(image,)))
+    assert "example.com" not in document
+    assert "no preview" in document
+
+
+def test_tags_are_balanced() -> None:
+    class Balance(HTMLParser):
+        void = frozenset({"meta", "link", "img"})
+
+        def handle_starttag(self, tag: str, attrs: object) -> None:
+            if tag not in self.void:
+                stack.append(tag)
+
+        def handle_startendtag(self, tag: str, attrs: object) -> None:
+            pass
+
+        def handle_endtag(self, tag: str) -> None:
+            assert stack.pop() == tag, (tag, self.getpos())
+
+    for document in (render(night()), render(EMPTY), render(replace(night(), evaluation=evaluation(list("abc" * 20))))):
+        stack: list[str] = []
+        Balance().feed(document)
+        assert stack == []
+
+
+def test_full_run_shows_every_section_and_the_four_numbers() -> None:
+    document = render(night())
+    assert headings(document) == [
+        "Failures", "The run", "Labels", "Accuracy", "Learning", "Images", "Quarantine", "Settings",
+    ]  # fmt: skip
+    assert re.findall(r'class="value">(.*?)<', document) == ["12,300", "45", "91.8", "90.0%"]
+    assert "95% interval 80.0% to 95.0%" in document
+    assert "2 min 14 s" in document
+
+
+def test_run_with_only_an_id_is_still_a_page() -> None:
+    document = render(EMPTY)
+    assert headings(document) == ["The run"]
+    assert "Unknown outcome" in document
+    assert "tile" not in document.split("<main>")[1]
+
+
+@pytest.mark.parametrize("absent", ["dropped", "none"])
+@pytest.mark.parametrize("part", ["run", "evaluation", "quarantine", "history"])
+def test_any_absent_key_leaves_the_rest_of_the_page(part: str, absent: str) -> None:
+    rows = getattr(night(), part)
+    row = rows if isinstance(rows, dict) else rows[0]
+    for key in row:
+        changed = row | {key: None} if absent == "none" else {name: value for name, value in row.items() if name != key}
+        document = render(replace(night(), **{part: changed if isinstance(rows, dict) else (changed,)}))
+        assert "Settings" in document or key in ("config", "versions"), key
+
+
+def test_train_only_run_says_nothing_about_labelling() -> None:
+    run = {"run_id": "r1", "exit_code": 0, "labelled": 0, "quarantined": 0, "images_in": 0, "view": None}
+    document = render(
+        replace(night(), run=run, label_counts=(), confidence_counts=(), quarantine=(), quarantine_reasons=())
+    )
+    assert headings(document) == ["The run", "Accuracy", "Learning", "Images"]
+    assert re.findall(r'class="value">(.*?)<', document) == ["90.0%", "3"]
+    assert "published" not in document
+
+
+def test_mistakes_without_thumbnails_become_a_table() -> None:
+    wrong = {"image_id": "cat-77", "uri": "u", "label": "cat", "predicted": "dog", "confidence": 0.6}
+    document = render(replace(EMPTY, evaluation=evaluation(["cat", "dog"]) | {"misclassified": [wrong]}))
+    assert "cat-77" in document
+
+
+def test_misclassified_image_is_never_called_right() -> None:
+    twin = replace(thumbnail(), truth="cat")  # ImageNet has two classes called crane
+    assert "✓ right" not in render(replace(EMPTY, misclassified=(twin,)))
+    assert "✓ right" in render(replace(EMPTY, most_confident=(twin,)))
+
+
+@pytest.mark.parametrize(("num_classes", "drawn"), [(2, True), (30, True), (31, False), (1000, False)])
+def test_confusion_is_a_matrix_up_to_thirty_classes_and_pairs_beyond(num_classes: int, drawn: bool) -> None:
+    document = render(replace(EMPTY, evaluation=evaluation([f"c{k}" for k in range(num_classes)])))
+    assert ("Confusion matrix" in document, "Most confused" in document) == (drawn, not drawn)
+    assert ("lowest F1" in document) == (not drawn)
+    assert len(document) < 150_000
+
+
+def test_label_distribution_stops_at_thirty_bars_and_counts_the_rest() -> None:
+    counts = tuple((f"label{k}", 1000 - k) for k in range(45))
+    document = render(replace(EMPTY, label_counts=counts))
+    assert document.count('class="bar"') == 30
+    assert "and 15 more, with 14,445 images together" in document
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "badge"),
+    [
+        (0, "Complete"),
+        (1, "Failed"),
+        (2, "Not started"),
+        (3, "Needs attention"),
+        (4, "Nothing new"),
+        (5, "Stopped early"),
+    ],
+)
+def test_badge_names_the_exit_code(exit_code: int, badge: str) -> None:
+    document = render(replace(EMPTY, run={"run_id": "r1", "exit_code": exit_code, "outcome": "What happened."}))
+    assert f"</span> {badge}</span> <span>What happened.</span>" in document
+
+
+@pytest.mark.parametrize(
+    "history", [({"epoch": 1, "train_loss": 0.0, "train_top1": 1.0},), ({"train_loss": 1e9},) * 60]
+)
+def test_degenerate_histories_can_be_drawn(history: tuple[dict, ...]) -> None:
+    document = render(replace(EMPTY, history=history))
+    assert "nan" not in re.findall(r"<svg viewBox.*?</svg>", document, re.DOTALL)[-1]
+
+
+def test_every_image_and_chart_has_a_text_alternative() -> None:
+    document = render(night())
+    assert all('alt="Image cat: 90% cat' in tag for tag in re.findall(r"<img [^>]*>", document))
+    assert all("aria-label=" in tag or "aria-hidden=" in tag for tag in re.findall(r"<svg [^>]*>", document))
+    assert all("scope=" in tag for tag in re.findall(r"<th[ >][^>]*", document))
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_does_not_scroll_sideways(tmp_path: Path, width: int) -> None:
+    long = replace(
+        night("a_dataset_name_of_some_length_without_any_space_2026-11-24"), evaluation=evaluation(["Terrier"] * 30)
+    )
+    page = html.escape(render(long).replace("<details>", "<details open>"))
+    (tmp_path / "frame.html").write_text(
+        f'<iframe style="width:{width}px;height:9000px;border:0" srcdoc="{page}"></iframe><p id="out"></p><script>'
+        'let frame = document.querySelector("iframe");'
+        "frame.onload = () => { let root = frame.contentDocument.documentElement;"
+        'document.getElementById("out").textContent = `spills ${root.scrollWidth - root.clientWidth} px` }</script>'
+    )
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    command = [CHROMIUM, *flags, "--disable-sync", profile, "--virtual-time-budget=3000", "--dump-dom"]
+    done = subprocess.run([*command, (tmp_path / "frame.html").as_uri()], capture_output=True, text=True, timeout=60)
+    assert "spills 0 px" in done.stdout
