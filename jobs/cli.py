@@ -136,6 +136,10 @@ def _recorded(options: Any) -> int:
     names = {"train": ("again",), "evaluate": ("split",), "label": ("retry_quarantined",)}.get(options.command, ())
     extra = {name: getattr(options, name) for name in names}
     code = execute(run, lambda current: import_module(f"jobs.{options.command}").work(current, **extra))
+    if options.command == "nightly" and code != 1:
+        from jobs.report import announce_report
+
+        announce_report(run.config, run.store, run.record)
     if options.json:
         print(json.dumps(run.record, ensure_ascii=False))
     return code

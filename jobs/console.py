@@ -16,7 +16,7 @@ def say(text: str = "") -> None:
 class Progress:
     """Counts of one stage: `advance` it by what is done."""
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
+    def __init__(self, name: str, total: int | None, unit: str) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, 0
         self.started = self._said = monotonic()
 
@@ -25,8 +25,13 @@ class Progress:
         self.done += count
         if monotonic() - self._said >= LINE_EVERY_S:
             self._said = monotonic()
-            left_s = (self.total - self.done) / self.rate if self.rate else 0
-            say(f"{self.name}: {self.done:,} of {self.total:,} {self.unit}, {self.rate:,.0f}/s, {left_s:,.0f} s left")
+            say(f"{self.name}: {self._position()}, {self.rate:,.0f}/s")
+
+    def _position(self) -> str:
+        if self.total is None:
+            return f"{self.done:,} {self.unit}"
+        left = f", {(self.total - self.done) / self.rate:,.0f} s left" if self.done else ""
+        return f"{self.done:,} of {self.total:,} {self.unit}{left}"
 
     @property
     def rate(self) -> float:
@@ -42,7 +47,7 @@ class Progress:
 class _Bar(Progress):
     """The same as a bar that rich draws."""
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
+    def __init__(self, name: str, total: int | None, unit: str) -> None:
         super().__init__(name, total, unit)
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -60,7 +65,7 @@ class _Bar(Progress):
 
 
 @contextmanager
-def stage(name: str, total: int, unit: str = "images") -> Iterator[Progress]:
+def stage(name: str, total: int | None, unit: str = "images") -> Iterator[Progress]:
     """Show a stage while the block runs, and one line of what it did at its end."""
     if sys.stderr.isatty():
         bar = _Bar(name, total, unit)

@@ -17,7 +17,7 @@ def make_plan(run: Run) -> tuple[Plan, bool]:
     from cluster.planner import plan as plan_input
 
     config = run.config
-    with stage("plan", 0, "files") as progress:
+    with stage("plan", None, "files") as progress:
         plan, new = plan_input(run.store, config.input, config.storage, utc_now(), run.start_cluster, progress.advance)
     run.stage("plan", progress.seconds, plan.num_images)
     if plan.ignored_files:

@@ -5,6 +5,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,8 +16,9 @@ from jobs.config import Config
 from jobs.console import say
 from pipeline import layout
 from pipeline.counts import Counts
-from pipeline.documents import encode
+from pipeline.documents import Document, encode, read_document
 from pipeline.errors import NightshiftError, StorageError, TransientError
+from pipeline.storage import Storage
 
 OK, FAILED, USAGE, HELD, NOTHING_NEW, STOPPED = range(6)
 OUTCOMES = {
@@ -27,6 +29,7 @@ OUTCOMES = {
     NOTHING_NEW: "nothing new, although the config requires it",
     STOPPED: "stopped early; the same command continues it",
 }
+READS_AT_ONCE = 16
 LIBRARIES = ("nightshift", "ray", "torch", "torchvision", "pyarrow", "pillow")
 
 
@@ -85,6 +88,21 @@ class Run:
         self.record.setdefault("outcome", OUTCOMES[OK])
         self.note(finished_at=utc_now(), seconds=round(monotonic() - self._started, 3))
         self.store.write(f"{layout.run(self.id)}/run.json", encode(self.record))
+
+
+def read_runs(store: Storage) -> list[Document]:
+    """Return the records of all runs, oldest first; records that cannot be read are left out."""
+    paths = [entry.path for entry in store.list("runs") if entry.path.endswith("/run.json")]
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        found = [record for record in pool.map(lambda path: _record(store, path), paths) if record]
+    return sorted(found, key=lambda record: str(record["started_at"]))
+
+
+def _record(store: Storage, path: str) -> Document | None:
+    try:
+        return read_document(store, path)
+    except StorageError:
+        return None
 
 
 def execute(run: Run, work: Callable[[Run], None]) -> int:

@@ -168,6 +168,7 @@ def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
     settings: TrainSettings = task.train
     with stage("train", num_train * settings.epochs) as progress:
         train(task, progress.advance)
+        progress.advance(progress.total - progress.done if progress.total else 0)  # workers post now and then, not at their end
     run.stage("train", progress.seconds, num_train * settings.epochs)
     history = read_document(run.store, f"{layout.training(task.run_key)}/result.json")["history"]
     last = history[-1]

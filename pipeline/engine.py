@@ -36,8 +36,13 @@ class TorchEngine:
         }
 
 
-def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float32]:
-    """Return probabilities [B, K], computed in float64: logits / temperature, shifted by the row's maximum."""
+def log_softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float64]:
+    """Return log probabilities [B, K] in float64: logits / temperature, shifted by the row's maximum."""
     scaled = logits.astype(np.float64) / temperature
-    exponents = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    return (exponents / exponents.sum(axis=1, keepdims=True)).astype(np.float32)
+    shifted = scaled - scaled.max(axis=1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float32]:
+    """Return probabilities [B, K], computed in float64."""
+    return np.exp(log_softmax(logits, temperature)).astype(np.float32)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pipeline.batches import Batch, decoded_batches, decoder
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.counts import Counts
-from pipeline.engine import TorchEngine, softmax
+from pipeline.engine import TorchEngine, log_softmax
 from pipeline.errors import ImageError
 from pipeline.ledger import LedgerEntry, commit
 from pipeline.rows import Row, ShardReader
@@ -35,11 +35,15 @@ class Predictor:
         self.engine = TorchEngine(bundle.net, self.transforms)
         self._top_k = min(top_k, len(bundle.architecture.classes))
 
+    def log_probabilities(self, batch: Batch) -> npt.NDArray[np.float64]:
+        """Return float64 [B, K]."""
+        if not batch.good:
+            return np.empty((0, len(self.bundle.architecture.classes)))
+        return log_softmax(self.engine(batch.pixels), self.bundle.temperature)
+
     def probabilities(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Return float32 [B, K]; each row sums to 1."""
-        if not batch.good:
-            return np.empty((0, len(self.bundle.architecture.classes)), np.float32)
-        return softmax(self.engine(batch.pixels), self.bundle.temperature)
+        return np.exp(self.log_probabilities(batch)).astype(np.float32)
 
     def top(self, probabilities: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
         """Return the best classes of one image [K], best first; ties go to the lower index."""

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -81,6 +81,22 @@ class ShardReader:
         if pending:
             yield pending
 
+    def splits(self, shard: Shard) -> set[str]:
+        """Return the splits that the input itself names in a shard; reads that column alone."""
+        found: set[str | None] = set()
+        for segment in shard.live:
+            if not is_table(segment.path):
+                found.add(_split_folder(segment.path))
+            elif self._settings.split_column:
+                with self._folder.open(segment.path, segment.version) as handle:
+                    found |= {_split(value) for value in self._column(handle, segment, self._settings.split_column)}
+        return {split for split in found if split}
+
+    def _column(self, handle: BinaryIO, segment: Segment, name: str) -> list[Any]:
+        if _is_parquet(segment.path):
+            return pq.read_table(handle, columns=[name])[name].unique().to_pylist()
+        return read_csv(handle, join(self._folder.url, segment.path))[name].unique().to_pylist()
+
     def read_one(self, uri: str) -> bytes:
         """Return the bytes at a row's `uri`: for pictures in reports."""
         path, _, row = uri.rpartition("#")
@@ -104,9 +120,9 @@ class ShardReader:
 
     def _read_file(self, segment: Segment) -> Row:
         *folders, _ = segment.path.split("/")
-        split = SPLIT_FOLDERS.get(folders[0].lower()) if len(folders) > 1 else None
         data = self._folder.read(segment.path, segment.version)
-        return Row(segment.path, segment.path, segment.key, 0, data, label=folders[-1] if folders else None, split=split)
+        label, split = folders[-1] if folders else None, _split_folder(segment.path)
+        return Row(segment.path, segment.path, segment.key, 0, data, label=label, split=split)
 
     def _read_csv(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
         with self._folder.open(segment.path, segment.version) as handle:
@@ -185,6 +201,17 @@ def _groups(metadata: Any, segment: Segment) -> list[int]:
 
 def _is_parquet(path: str) -> bool:
     return path.lower().endswith((".parquet", ".pq"))
+
+
+def is_table(path: str) -> bool:
+    """Say whether a file holds rows; else it is an image."""
+    return _is_parquet(path) or path.lower().endswith(".csv")
+
+
+def _split_folder(path: str) -> str | None:
+    """Return the split that `train/daisy/1.jpg` names by its first folder, when a class folder follows."""
+    *folders, _ = path.split("/")
+    return SPLIT_FOLDERS.get(folders[0].lower()) if len(folders) > 1 else None
 
 
 def _encoded(value: Any) -> tuple[bytes | None, str | None]:

@@ -1,0 +1,13 @@
+"""`nightshift nightly`: plan again, label what is new, check, publish, report. The line for a scheduler."""
+
+from jobs.label import label_plan
+from jobs.plan import make_plan
+from jobs.runs import Run
+from pipeline.registry import resolve
+
+
+def work(run: Run) -> None:
+    """Do one night; the report is written when its record is."""
+    version = resolve(run.store, run.config.model.name, run.config.model.version)
+    plan, _ = make_plan(run)
+    label_plan(run, plan, version)

@@ -1,0 +1,48 @@
+"""`nightshift report`: the page of a run, one HTML file beside its run.json."""
+
+import json
+
+from jobs.config import Config
+from jobs.console import say
+from jobs.runs import read_runs
+from pipeline import layout
+from pipeline.documents import Document, read_document
+from pipeline.errors import NotFoundError, UsageError
+from pipeline.storage import Storage, join
+
+
+def show(config: Config, run_id: str | None, as_json: bool) -> int:
+    """Write the page of a run (default: the data set's last one that did more than plan) and print where it is."""
+    store = config.open_store()
+    run = _chosen(store, config, run_id)
+    location = write_report(config, store, run)
+    print(json.dumps(run, ensure_ascii=False) if as_json else location)
+    return 0
+
+
+def write_report(config: Config, store: Storage, run: Document) -> str:
+    """Write the page of a run and return its location."""
+    from pipeline.gallery import gather
+    from pipeline.page import render
+
+    path = f"{layout.run(run['run_id'])}/report.html"
+    store.write(path, render(gather(store, run, config.input, config.storage)).encode())
+    return join(store.url, path)
+
+
+def announce_report(config: Config, store: Storage, run: Document) -> None:
+    """Write the page at the end of a run and say where it is."""
+    say(f"report: {write_report(config, store, run)}")
+
+
+def _chosen(store: Storage, config: Config, run_id: str | None) -> Document:
+    if run_id:
+        try:
+            return read_document(store, f"{layout.run(run_id)}/run.json")
+        except NotFoundError as error:
+            raise UsageError(f"the store has no run {run_id!r}; `nightshift status CONFIG` lists the last ones") from error
+    runs = [run for run in read_runs(store) if run["dataset"] == config.dataset]
+    worked = [run for run in runs if run["command"] != "plan"] or runs
+    if not worked:
+        raise UsageError(f"the store has no run of data set {config.dataset!r} yet; label first")
+    return worked[-1]

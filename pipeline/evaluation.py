@@ -1,0 +1,60 @@
+"""Evaluating one shard: the labelling path on the rows of some splits, counted instead of written."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from pipeline.batches import decoded_batches, decoder
+from pipeline.bundle import load_bundle
+from pipeline.labelling import Predictor
+from pipeline.metrics import Sums
+from pipeline.rows import Row, ShardReader
+from pipeline.shards import Shard
+from pipeline.splits import split_of
+from pipeline.storage import open_storage
+from pipeline.tasks import EvaluateTask
+
+
+class Judge:
+    """Evaluates shards with one model, which is loaded once."""
+
+    def __init__(self, task: EvaluateTask) -> None:
+        self._task = task
+        store = open_storage(task.store, task.storage)
+        self._predictor = Predictor(load_bundle(store, task.model, task.version), 5)
+        self._reader = ShardReader(task.input, task.storage)
+
+    def __call__(self, shard: Shard) -> Sums:
+        """Return the sums over the shard's rows of the task's splits."""
+        sums, classes = Sums(), self._predictor.bundle.architecture.classes
+        transforms = self._predictor.transforms
+        decode_row = decoder(transforms, self._task.input.max_pixels)
+        for batch in decoded_batches(self._judged(shard), decode_row, transforms, self._task.threads):
+            sums.quarantined += len(batch.bad)
+            log_probabilities = self._predictor.log_probabilities(batch)
+            targets = [classes.index_of(row.label) for row in batch.good]
+            known = [i for i, target in enumerate(targets) if target is not None]
+            sums.unknown_labels.update(str(row.label) for row, target in zip(batch.good, targets, strict=True) if target is None)
+            chosen = [target for target in targets if target is not None]
+            guesses = sums.add(log_probabilities[known], chosen)
+            for i, truth, guess in zip(known, chosen, guesses, strict=True):
+                if truth != guess:
+                    confidence = float(np.exp(log_probabilities[i, guess]))
+                    sums.misclassified.append(_mistake(batch.good[i], classes.names[truth], classes.names[guess], confidence))
+        return sums
+
+    def _judged(self, shard: Shard) -> Iterator[list[Row]]:
+        """Yield the labelled rows of the wanted splits; rows that cannot be read are counted by the decoder."""
+        for rows in self._reader.read(shard, self._task.label.batch_size):
+            wanted = [row for row in rows if row.label is not None and self._split(row) in self._task.splits]
+            if wanted:
+                yield wanted
+
+    def _split(self, row: Row) -> str:
+        if row.split:
+            return row.split
+        return split_of(row.group or row.content_hash or "", self._task.split)
+
+
+def _mistake(row: Row, truth: str, guess: str, confidence: float) -> dict[str, object]:
+    return {"image_id": row.image_id, "uri": row.uri, "label": truth, "predicted": guess, "confidence": confidence}

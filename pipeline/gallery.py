@@ -1,0 +1,144 @@
+"""Gathers what the page of a run shows: counts from the ledger, rows from the label files, thumbnails from the input."""
+
+import base64
+import heapq
+import io
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from PIL import Image
+
+from pipeline.documents import Document
+from pipeline.errors import ImageError, ModelError, NightshiftError
+from pipeline.images import decode
+from pipeline.layout import Generation
+from pipeline.ledger import LedgerEntry, read_ledger
+from pipeline.page import PageData, Thumbnail
+from pipeline.plans import read_plan
+from pipeline.registry import read_beside, read_bundle_document
+from pipeline.rows import ShardReader
+from pipeline.settings import InputSettings, StorageSettings
+from pipeline.storage import Storage
+from pipeline.tables import read_table
+
+PICTURES, QUARANTINE_ROWS, FILES_LOOKED_AT = 12, 50, 200
+THUMBNAIL_PX = 160
+
+
+def gather(store: Storage, run: Document, source: InputSettings, storage: StorageSettings) -> PageData:
+    """Return the page of a run, from its record and what the store holds for it."""
+    model, _, version = (run.get("model") or "").partition("@")
+    evaluation = read_beside(store, model, version, "evaluation.json") if version else None
+    if evaluation and evaluation["dataset"] != run["dataset"]:
+        evaluation = None
+    training = read_beside(store, model, version, "training.json") if version else None
+    ledger = _ledger(store, run, model)
+    pictures = _Pictures(ShardReader(source, storage), source.max_pixels)
+    least, most = _extremes(store, ledger)
+    return PageData(
+        run=run,
+        label_counts=_label_counts(store, ledger, model, version),
+        confidence_counts=tuple(sum(bins) for bins in zip(*(e.confidences for e in ledger), strict=True)),
+        quarantine=tuple(quarantined(store, (e.quarantine.path for e in ledger if e.quarantine), QUARANTINE_ROWS)),
+        quarantine_reasons=tuple(sum((Counter(entry.reasons) for entry in ledger), Counter()).most_common()),
+        evaluation=evaluation,
+        history=tuple(training["history"]) if training else (),
+        least_confident=tuple(pictures.of_prediction(row) for row in least),
+        most_confident=tuple(pictures.of_prediction(row) for row in most),
+        misclassified=tuple(pictures.of_mistake(row) for row in (evaluation or {}).get("misclassified", [])[:PICTURES]),
+    )
+
+
+def _ledger(store: Storage, run: Document, model: str) -> list[LedgerEntry]:
+    """Return the commits of the generation that the run worked on; none for a run that did not label."""
+    plan = read_plan(store, run["dataset"]) if run.get("fingerprint") else None
+    if plan is None:
+        return []
+    entries = read_ledger(store, Generation(run["dataset"], model, run["fingerprint"]), plan.shards)
+    return [entries[shard.id] for shard in plan.shards if shard.id in entries]
+
+
+def _label_counts(store: Storage, ledger: list[LedgerEntry], model: str, version: str) -> tuple[tuple[str, int], ...]:
+    counts: Counter[str] = sum((Counter(entry.classes) for entry in ledger), Counter())
+    if not counts:
+        return ()
+    try:
+        names = [item["name"] for item in read_bundle_document(store, model, version)["classes"]]
+    except ModelError:  # the labels may outlive their model
+        return tuple((f"class {index}", n) for index, n in counts.most_common())
+    return tuple((names[int(index)], n) for index, n in counts.most_common())
+
+
+def quarantined(store: Storage, files: Iterable[str], limit: int) -> list[dict[str, Any]]:
+    """Return the first rows of some quarantine files."""
+    rows: list[dict[str, Any]] = []
+    for path in files:
+        if len(rows) >= limit:
+            break
+        rows += read_table(store, path).to_pylist()
+    return rows[:limit]
+
+
+def _extremes(store: Storage, ledger: list[LedgerEntry]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the least and the most confident predictions of the first label files, each in order."""
+    least: list[dict[str, Any]] = []
+    most: list[dict[str, Any]] = []
+    for entry in ledger[:FILES_LOOKED_AT]:
+        table = read_table(store, entry.labels.path, ("image_id", "uri", "confidence", "top_k")).sort_by("confidence")
+        least = heapq.nsmallest(PICTURES, least + table.slice(0, PICTURES).to_pylist(), key=_confidence)
+        tail = table.slice(max(0, table.num_rows - PICTURES)).to_pylist()
+        most = heapq.nlargest(PICTURES, most + tail, key=_confidence)
+    return least, most
+
+
+def _confidence(row: dict[str, Any]) -> float:
+    return float(row["confidence"])
+
+
+class _Pictures:
+    """Makes thumbnails; an image that is gone or changed meanwhile has none."""
+
+    def __init__(self, reader: ShardReader, max_pixels: int) -> None:
+        self._reader, self._max_pixels = reader, max_pixels
+
+    def of_prediction(self, row: dict[str, Any]) -> Thumbnail:
+        top = tuple((best["label"], best["probability"]) for best in row["top_k"])
+        return Thumbnail(str(row["image_id"]), self._data_uri(row["uri"]), row["uri"], top, None)
+
+    def of_mistake(self, row: dict[str, Any]) -> Thumbnail:
+        top = ((row["predicted"], row["confidence"]),)
+        return Thumbnail(str(row["image_id"]), self._data_uri(row["uri"]), row["uri"], top, row["label"])
+
+    def _data_uri(self, uri: str) -> str:
+        try:
+            image = decode(self._reader.read_one(uri), "RGB", self._max_pixels).image
+        except (NightshiftError, ImageError):
+            return ""
+        return thumbnail(image)
+
+
+def thumbnail(image: Image.Image) -> str:
+    """Return a small copy as a data URI; tiny pictures are enlarged with hard edges, so that their pixels can be seen."""
+    longest = max(image.size)
+    if longest < THUMBNAIL_PX // 2:
+        factor = THUMBNAIL_PX // longest
+        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    else:
+        image = image.copy()
+        image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    kind = "PNG" if longest < THUMBNAIL_PX // 2 else "JPEG"
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def sample_predictions(store: Storage, files: Iterable[str], count: int) -> list[tuple[str, tuple[tuple[str, float], ...]]]:
+    """Return some predictions to show, from the least confident up to the middle: (image id, ((label, probability), ...))."""
+    path = next(iter(files), None)
+    if path is None:
+        return []
+    table = read_table(store, path, ("image_id", "confidence", "top_k")).sort_by("confidence")
+    step = max(1, table.num_rows // (2 * count))
+    rows = table.take(list(range(0, table.num_rows, step))[:count]).to_pylist()
+    return [(str(row["image_id"]), tuple((best["label"], best["probability"]) for best in row["top_k"])) for row in rows]
