@@ -73,7 +73,9 @@ def dispatch(pool: Pool, items: Iterable[Item], attempts: int) -> Iterator[tuple
                 free.append(slot)
                 result, retry = _collect(future, work, attempts)
                 if retry:
-                    waiting.append(replace(work, attempt=work.attempt + 1, ready_at=time.monotonic() + _pause_s(work.attempt)))
+                    waiting.append(
+                        replace(work, attempt=work.attempt + 1, ready_at=time.monotonic() + _pause_s(work.attempt))
+                    )
                 else:
                     yield work.item, result
     finally:

@@ -17,7 +17,9 @@ def label(shards: Sequence[Shard], task: LabelTask) -> Iterator[tuple[Shard, Led
     return over_shards(shards, partial(open_labeller, task), task.label)
 
 
-def over_shards(shards: Sequence[Shard], factory: Factory, settings: LabelSettings) -> Iterator[tuple[Shard, Any | Failure]]:
+def over_shards(
+    shards: Sequence[Shard], factory: Factory, settings: LabelSettings
+) -> Iterator[tuple[Shard, Any | Failure]]:
     """Run the function that `factory` makes, once per actor, over shards."""
     if not shards:
         return

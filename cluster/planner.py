@@ -70,7 +70,14 @@ def _update(
     if failed and not new and not kept:
         raise InputError(f"none of the {len(failed)} files can be read; the first: {failed[0]['error']}")
     n = previous.n + 1 if previous else 1
-    result = Plan(dataset, n, tuple(kept + new), tuple(failed), listing.ignored, {"format": listing.format, "files": len(listing.files)})
+    result = Plan(
+        dataset,
+        n,
+        tuple(kept + new),
+        tuple(failed),
+        listing.ignored,
+        {"format": listing.format, "files": len(listing.files)},
+    )
     if previous and (previous.shards, previous.failed_files) == (result.shards, result.failed_files):
         return previous, False
     write_plan(store, result, now)
@@ -88,7 +95,11 @@ def _unplanned(listing: Listing, kept: Sequence[Shard]) -> list[Entry]:
 
 
 def _scan(
-    files: Sequence[Entry], listing: Listing, settings: InputSettings, storage: StorageSettings, advanced: Callable[[int], None]
+    files: Sequence[Entry],
+    listing: Listing,
+    settings: InputSettings,
+    storage: StorageSettings,
+    advanced: Callable[[int], None],
 ) -> tuple[list[Segment], list[dict[str, str]]]:
     """Return the segments of files in listing order, and the files that cannot be read, with the reason."""
     found: dict[str, list[Segment]] = {}
@@ -121,7 +132,9 @@ def scan_files(files: Sequence[Entry], kind: str, settings: InputSettings, stora
     return results
 
 
-def _local(scan: Callable[[Sequence[Entry]], Scanned], files: Sequence[Entry]) -> Iterator[tuple[Sequence[Entry], Scanned | Failure]]:
+def _local(
+    scan: Callable[[Sequence[Entry]], Scanned], files: Sequence[Entry]
+) -> Iterator[tuple[Sequence[Entry], Scanned | Failure]]:
     """Loose images have no footers: their listing is their plan, and no task is worth its start."""
     for chunk in _chunks(files):
         try:

@@ -62,7 +62,9 @@ def _connect(settings: ClusterSettings) -> None:
     for key, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     _provide_token()
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)  # it warns that tokens are on, as they should be
+    logging.getLogger("ray._private.authentication").setLevel(
+        logging.ERROR
+    )  # it warns that tokens are on, as they should be
     ray.init(
         num_cpus=settings.num_cpus,
         num_gpus=settings.num_gpus,

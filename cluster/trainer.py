@@ -15,7 +15,7 @@ from ray.exceptions import RayError
 
 from cluster.board import Board
 from cluster.resources import fitting
-from pipeline.errors import NightshiftError, UsageError
+from pipeline.errors import NightshiftError
 from pipeline.tasks import TrainTask
 
 LOOK_EVERY_S = 0.5
@@ -61,7 +61,9 @@ def _fit(task: TrainTask, board: Any, outcome: list[BaseException | None]) -> No
                 resources_per_worker={"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1},
             ),
             run_config=RunConfig(
-                name=task.run_key, storage_path=scratch, failure_config=FailureConfig(max_failures=task.train.max_failures)
+                name=task.run_key,
+                storage_path=scratch,
+                failure_config=FailureConfig(max_failures=task.train.max_failures),
             ),
         )
         try:

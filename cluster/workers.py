@@ -46,7 +46,9 @@ class ActorPool:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for actor in self._actors:
             with suppress(ray.exceptions.RayError):
                 ray.kill(actor)

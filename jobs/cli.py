@@ -26,16 +26,37 @@ a first night:
 """
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "demo": ("run a whole night on handwritten digits", "Writes 1,797 digits as Parquet, then plan, train, evaluate, label and report."),
-    "plan": ("find out what the input holds", "Lists the input, reads footers, and puts new images into shards. Images keep their shard."),
-    "train": ("train or adopt a model", "Trains as train.mode says and seals a bundle. The first bundle becomes production."),
-    "evaluate": ("judge the model on held-out images", "Accuracy with its interval, per class, confusion matrix, misclassified images."),
-    "label": ("label what is not labelled yet, and publish", "Labels the newest plan's open shards, checks the books, publishes the view."),
+    "demo": (
+        "run a whole night on handwritten digits",
+        "Writes 1,797 digits as Parquet, then plan, train, evaluate, label and report.",
+    ),
+    "plan": (
+        "find out what the input holds",
+        "Lists the input, reads footers, and puts new images into shards. Images keep their shard.",
+    ),
+    "train": (
+        "train or adopt a model",
+        "Trains as train.mode says and seals a bundle. The first bundle becomes production.",
+    ),
+    "evaluate": (
+        "judge the model on held-out images",
+        "Accuracy with its interval, per class, confusion matrix, misclassified images.",
+    ),
+    "label": (
+        "label what is not labelled yet, and publish",
+        "Labels the newest plan's open shards, checks the books, publishes the view.",
+    ),
     "nightly": ("plan, label what is new, publish, report", "The one command for a scheduler."),
-    "labels": ("read the current view", "Shows the published labels, or copies them into one Parquet, CSV or JSON lines file."),
+    "labels": (
+        "read the current view",
+        "Shows the published labels, or copies them into one Parquet, CSV or JSON lines file.",
+    ),
     "status": ("what the store holds", "Plans, models, generations, the current view and the last runs."),
     "report": ("write the page of a run", "One self-contained HTML page, beside the run's run.json."),
-    "doctor": ("check this machine, the cluster and the store", "What is installed, what the session has, can the store be read and written."),
+    "doctor": (
+        "check this machine, the cluster and the store",
+        "What is installed, what the session has, can the store be read and written.",
+    ),
 }
 
 
@@ -64,10 +85,22 @@ def _common(parser: argparse.ArgumentParser, prefix: str) -> None:
     """Options that may stand before or after the command."""
     group = parser.add_argument_group("options of every command")
     group.add_argument(
-        "--set", dest=f"{prefix}overrides", action="append", default=[], metavar="KEY=VALUE", help="override a config key: --set label.top_k=3"
+        "--set",
+        dest=f"{prefix}overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a config key: --set label.top_k=3",
     )
-    group.add_argument("--run-id", dest=f"{prefix}run_id", metavar="ID", help="name of the run's record (default: time, command, chance)")
-    group.add_argument("--json", dest=f"{prefix}json", action="store_true", help="make the last line of stdout the run's record")
+    group.add_argument(
+        "--run-id",
+        dest=f"{prefix}run_id",
+        metavar="ID",
+        help="name of the run's record (default: time, command, chance)",
+    )
+    group.add_argument(
+        "--json", dest=f"{prefix}json", action="store_true", help="make the last line of stdout the run's record"
+    )
 
 
 def _options(name: str, sub: argparse.ArgumentParser) -> None:
@@ -77,9 +110,13 @@ def _options(name: str, sub: argparse.ArgumentParser) -> None:
     elif name == "train":
         sub.add_argument("--again", action="store_true", help="train although this training is finished")
     elif name == "evaluate":
-        sub.add_argument("--split", metavar="NAME", help="split to judge on, or several as val+test (default: test, else val)")
+        sub.add_argument(
+            "--split", metavar="NAME", help="split to judge on, or several as val+test (default: test, else val)"
+        )
     elif name == "label":
-        sub.add_argument("--image", metavar="PHOTO", help="label one image file and print the best classes; nothing is written")
+        sub.add_argument(
+            "--image", metavar="PHOTO", help="label one image file and print the best classes; nothing is written"
+        )
         sub.add_argument("--retry-quarantined", action="store_true", help="label shards with quarantined rows again")
     elif name == "labels":
         sub.add_argument("--to", metavar="FILE", help="copy the view into FILE: .parquet, .csv or .jsonl")

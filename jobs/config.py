@@ -78,7 +78,9 @@ def _parse(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}); give the path of a YAML config, such as configs/local.yaml") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error}); give the path of a YAML config, such as configs/local.yaml"
+        ) from error
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -113,7 +115,9 @@ def _expand(value: Any, path: str) -> Any:
         return value
     for name in re.findall(r"\$\{(\w+)\}", value):
         if name not in os.environ:
-            raise ConfigError(f"{path}: ${{{name}}} is used, but the environment has no variable {name}; export it first")
+            raise ConfigError(
+                f"{path}: ${{{name}}} is used, but the environment has no variable {name}; export it first"
+            )
     return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
 
 

@@ -98,7 +98,9 @@ def _refuses_second(store: Any, name: str) -> None:
         store.create(name, b"again")
     except AlreadyExistsError:
         return
-    raise StorageError(f"{store.url} overwrote a create-only object; publishing is not safe there: use a store with conditional PUT")
+    raise StorageError(
+        f"{store.url} overwrote a create-only object; publishing is not safe there: use a store with conditional PUT"
+    )
 
 
 def _input(config: Config) -> str:

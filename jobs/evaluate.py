@@ -29,7 +29,15 @@ def evaluate(run: Run, split: str | None, version: str) -> Document:
     splits = tuple(split.split("+")) if split else (_default_split(run, plan),)
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     task = EvaluateTask(
-        config.store, config.storage, config.input, config.split, config.label, config.model.name, version, splits, threads
+        config.store,
+        config.storage,
+        config.input,
+        config.split,
+        config.label,
+        config.model.name,
+        version,
+        splits,
+        threads,
     )
     run.note(model=f"{config.model.name}@{version}")
     sums = _judge(run, plan, task)
@@ -79,7 +87,9 @@ def _default_split(run: Run, plan: Plan) -> str:
     for name in ("test", "val"):
         if name in found:
             return name
-    raise InputError(f"there is no split test or val to judge on, only {', '.join(sorted(found))}; choose one with --split")
+    raise InputError(
+        f"there is no split test or val to judge on, only {', '.join(sorted(found))}; choose one with --split"
+    )
 
 
 def _nothing_judged(run: Run, plan: Plan, splits: tuple[str, ...], sums: Sums) -> str:
@@ -90,7 +100,9 @@ def _nothing_judged(run: Run, plan: Plan, splits: tuple[str, ...], sums: Sums) -
         return "evaluation needs labels: set input.label_column, or give images in class-named folders"
     reader = ShardReader(run.config.input, run.config.storage)
     found = sorted(set[str]().union(*(reader.splits(shard) for shard in plan.shards)))
-    return f"no labelled image belongs to the split {'+'.join(splits)}" + (f"; there are: {', '.join(found)}" if found else "")
+    return f"no labelled image belongs to the split {'+'.join(splits)}" + (
+        f"; there are: {', '.join(found)}" if found else ""
+    )
 
 
 def _announce(document: Document) -> None:
@@ -102,4 +114,6 @@ def _announce(document: Document) -> None:
     if document["quarantined"]:
         say(f"{document['quarantined']:,} images of the split cannot be read")
     if document["unknown_labels"]:
-        say(f"{sum(document['unknown_labels'].values()):,} images have labels that the model does not know; they are not judged")
+        say(
+            f"{sum(document['unknown_labels'].values()):,} images have labels that the model does not know; they are not judged"
+        )

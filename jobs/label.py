@@ -39,7 +39,9 @@ def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = Fal
     _settle(run, plan, asked, ledger, _counts(plan, done), skipped)
 
 
-def _label_rounds(run: Run, plan: Plan, asked: Generation, version: str, ledger: dict[str, LedgerEntry]) -> dict[str, LedgerEntry]:
+def _label_rounds(
+    run: Run, plan: Plan, asked: Generation, version: str, ledger: dict[str, LedgerEntry]
+) -> dict[str, LedgerEntry]:
     """Label until every entry's file is there as committed; return the ledger."""
     for _ in range(ROUNDS):
         for shard_id in mismatched(run.store, asked, ledger):
@@ -73,7 +75,9 @@ def _label_shards(run: Run, shards: list[Shard], asked: Generation, version: str
     return entries
 
 
-def _settle(run: Run, plan: Plan, asked: Generation, ledger: dict[str, LedgerEntry], done: Counts, skipped: Counts) -> None:
+def _settle(
+    run: Run, plan: Plan, asked: Generation, ledger: dict[str, LedgerEntry], done: Counts, skipped: Counts
+) -> None:
     """Check the books, publish or hold back, and say what happened."""
     run.count(done)
     run.note(skipped=skipped.images_in)
@@ -98,7 +102,9 @@ def _held(run: Run, plan: Plan, asked: Generation, ledger: dict[str, LedgerEntry
     same = view is not None and view.document["generation"] == asked.name
     if run.record["failed_shards"] and view and not same:
         return "a new model's labels are published only when every shard is labelled"
-    fresh = {shard_id: entry for shard_id, entry in ledger.items() if not (same and view and shard_id in view.shard_ids)}
+    fresh = {
+        shard_id: entry for shard_id, entry in ledger.items() if not (same and view and shard_id in view.shard_ids)
+    }
     counts, limit = _counts(plan, fresh), run.config.label.max_bad_fraction
     if counts.bad_fraction > limit:
         return (
@@ -126,7 +132,9 @@ def _announce(run: Run, view: View, new: bool, done: Counts) -> None:
     )
     if view.document["duplicates"]:
         say(f"{view.document['duplicates']:,} rows repeat an image id; they are quarantined with both locations")
-    say(f"view {view.n} {'published' if new else 'unchanged'}: {view.counts.labelled:,} labels of {run.record['model']}")
+    say(
+        f"view {view.n} {'published' if new else 'unchanged'}: {view.counts.labelled:,} labels of {run.record['model']}"
+    )
 
 
 def _counts(plan: Plan, entries: dict[str, LedgerEntry]) -> Counts:

@@ -24,7 +24,9 @@ def show(config: Config, to: str | None, limit: int, as_json: bool) -> int:
         _copy(store, view, Path(to))
         say(f"{view.counts.labelled:,} labels of view {view.n} copied to {to}")
     elif as_json:
-        print(json.dumps({**view.document, "files": [join(store.url, path) for path in view.files]}, ensure_ascii=False))
+        print(
+            json.dumps({**view.document, "files": [join(store.url, path) for path in view.files]}, ensure_ascii=False)
+        )
     else:
         _print(store, view, limit)
     return 0
@@ -39,7 +41,9 @@ def _print(store: Storage, view: View, limit: int) -> None:
         if shown >= limit:
             break
     document = view.document
-    say(f"view {view.n} of {document['dataset']}: {view.counts.labelled:,} labels of {document['model']}, {document['published_at']}")
+    say(
+        f"view {view.n} of {document['dataset']}: {view.counts.labelled:,} labels of {document['model']}, {document['published_at']}"
+    )
     for path in view.files:
         say(f"  {join(store.url, path)}")
 
@@ -47,7 +51,9 @@ def _print(store: Storage, view: View, limit: int) -> None:
 def _copy(store: Storage, view: View, target: Path) -> None:
     """Write the view file by file, so that memory holds one shard at a time; the target appears when it is whole."""
     if target.suffix not in WRITERS:
-        raise UsageError(f"--to {target}: unknown format {target.suffix!r}; use a name that ends in {', '.join(WRITERS)}")
+        raise UsageError(
+            f"--to {target}: unknown format {target.suffix!r}; use a name that ends in {', '.join(WRITERS)}"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     write = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}[target.suffix]

@@ -40,7 +40,9 @@ def _chosen(store: Storage, config: Config, run_id: str | None) -> Document:
         try:
             return read_document(store, f"{layout.run(run_id)}/run.json")
         except NotFoundError as error:
-            raise UsageError(f"the store has no run {run_id!r}; `nightshift status CONFIG` lists the last ones") from error
+            raise UsageError(
+                f"the store has no run {run_id!r}; `nightshift status CONFIG` lists the last ones"
+            ) from error
     runs = [run for run in read_runs(store) if run["dataset"] == config.dataset]
     worked = [run for run in runs if run["command"] != "plan"] or runs
     if not worked:

@@ -75,5 +75,7 @@ def _words(state: dict[str, Any]) -> dict[str, list[str]]:
 
 def _model(model: dict[str, Any], chosen: str | None) -> str:
     e = model["evaluation"]
-    judged = f"top-1 {e['top1']:.1%} on {e['num_images']:,} images of {e['dataset']} {e['split']}" if e else "not evaluated"
+    judged = (
+        f"top-1 {e['top1']:.1%} on {e['num_images']:,} images of {e['dataset']} {e['split']}" if e else "not evaluated"
+    )
     return f"{model['version']}{' (production)' if model['version'] == chosen else ''}: {judged}"

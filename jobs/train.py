@@ -66,7 +66,9 @@ def _fit(run: Run, again: bool) -> str:
     _train(run, task, len(examples.of("train")), again)
     version = _result(run, key)
     if version is None:
-        raise NightshiftError("training ended without a result; run the command again, it continues from the last checkpoint")
+        raise NightshiftError(
+            "training ended without a result; run the command again, it continues from the last checkpoint"
+        )
     return version
 
 
@@ -75,13 +77,20 @@ def _make_examples(run: Run, plan: Plan) -> str:
     config = run.config
     backbone = config.train.mode == "head" and config.train.cache_features
     name = fingerprint(
-        config.input, config.model, _weights_digest(run) if backbone else None, f"torchvision {library_version('torchvision')}"
+        config.input,
+        config.model,
+        _weights_digest(run) if backbone else None,
+        f"torchvision {library_version('torchvision')}",
     )
     folder = layout.features(plan.dataset, name, "").rpartition("/")[0]
     there = {entry.path.rsplit("/", 1)[-1].removesuffix(".parquet") for entry in run.store.list(folder)}
     todo = [shard for shard in plan.shards if shard.id not in there]
     if todo:
-        _extract(run, todo, ExamplesTask(config.store, config.storage, config.input, plan.dataset, config.model, name, backbone))
+        _extract(
+            run,
+            todo,
+            ExamplesTask(config.store, config.storage, config.input, plan.dataset, config.model, name, backbone),
+        )
     kind = "features" if backbone else "examples"
     done = sum(shard.num_images for shard in todo)
     run.note(**{f"{kind}_computed": done})
@@ -98,7 +107,9 @@ def _extract(run: Run, shards: list[Shard], task: ExamplesTask) -> None:
         for shard, outcome in over_shards(shards, partial(open_extractor, task), run.config.label):
             progress.advance(shard.num_images)
             if isinstance(outcome, Failure):
-                raise InputError(f"shard {shard.id} cannot be read for training: {outcome.error}; plan again, or see `nightshift status`")
+                raise InputError(
+                    f"shard {shard.id} cannot be read for training: {outcome.error}; plan again, or see `nightshift status`"
+                )
     run.stage(progress.name, progress.seconds, progress.done)
 
 
@@ -107,7 +118,9 @@ def _weights_digest(run: Run) -> str:
     try:
         return hashlib.sha256(open_storage(folder or ".", run.config.storage).read(name)).hexdigest()
     except NotFoundError as error:
-        raise ModelError(f"model.weights: {run.config.model.weights} does not exist; give a safetensors state dict") from error
+        raise ModelError(
+            f"model.weights: {run.config.model.weights} does not exist; give a safetensors state dict"
+        ) from error
 
 
 def _check(examples: Examples) -> Classes:
@@ -118,15 +131,21 @@ def _check(examples: Examples) -> Classes:
             f"no image has a label and belongs to the split train ({dict(Counter(examples.splits))} by split); check input.label_column "
             "and input.split_column"
         )
-    classes = classes_from_labels(examples.labels if not train else train)
+    classes = classes_from_labels(train)
     unseen = Counter(label for label in examples.labels if label is not None and classes.index_of(label) is None)
     for split, absent in missing(classes.names, examples.labels, examples.splits).items():
         if split in ("val", "test"):
-            say(f"warning: no {split} image of {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}: it cannot be judged there")
+            say(
+                f"warning: no {split} image of {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}: it cannot be judged there"
+            )
     if unseen:
-        say(f"warning: {sum(unseen.values())} held-out images have labels that training never sees: {', '.join(sorted(unseen)[:5])}")
+        say(
+            f"warning: {sum(unseen.values())} held-out images have labels that training never sees: {', '.join(sorted(unseen)[:5])}"
+        )
     if examples.leaked:
-        say(f"warning: {examples.leaked} training images stand byte for byte in another split too; they are left out of training")
+        say(
+            f"warning: {examples.leaked} training images stand byte for byte in another split too; they are left out of training"
+        )
     if examples.without_label:
         say(f"{examples.without_label:,} images without a label are left out")
     if examples.unreadable:
@@ -168,9 +187,13 @@ def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
     settings: TrainSettings = task.train
     with stage("train", num_train * settings.epochs) as progress:
         train(task, progress.advance)
-        progress.advance(progress.total - progress.done if progress.total else 0)  # workers post now and then, not at their end
+        progress.advance(
+            progress.total - progress.done if progress.total else 0
+        )  # workers post now and then, not at their end
     run.stage("train", progress.seconds, num_train * settings.epochs)
     history = read_document(run.store, f"{layout.training(task.run_key)}/result.json")["history"]
     last = history[-1]
     val = f", validation {last['val_top1']:.1%}" if last["val_top1"] is not None else ""
-    say(f"{settings.epochs} epochs of {num_train:,} images on {settings.workers} worker(s): training {last['train_top1']:.1%}{val}")
+    say(
+        f"{settings.epochs} epochs of {num_train:,} images on {settings.workers} worker(s): training {last['train_top1']:.1%}{val}"
+    )

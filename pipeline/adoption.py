@@ -18,7 +18,9 @@ def adopt(store: Storage, settings: ModelSettings, storage: StorageSettings) -> 
     """
     for key in ("weights", "classes"):
         if getattr(settings, key) is None:
-            raise ModelError(f"train.mode none adopts a model as it is and needs model.{key}; set it, or choose another train.mode")
+            raise ModelError(
+                f"train.mode none adopts a model as it is and needs model.{key}; set it, or choose another train.mode"
+            )
     transforms = zoo.published_transforms(settings)
     arguments = zoo.builder_arguments(settings, transforms)
     architecture = Architecture(settings.builder, arguments, "native", _read_classes(settings, storage), transforms)
@@ -34,4 +36,6 @@ def _read_classes(settings: ModelSettings, storage: StorageSettings) -> Classes:
     try:
         return parse_classes(open_storage(folder or ".", storage).read(name), location)
     except NotFoundError as error:
-        raise ModelError(f"model.classes: {location} does not exist; give a JSON list of class names in index order") from error
+        raise ModelError(
+            f"model.classes: {location} does not exist; give a JSON list of class names in index order"
+        ) from error

@@ -49,7 +49,9 @@ def decoder(transforms: Transforms, max_pixels: int) -> Decoder:
     return decode_row
 
 
-def decoded_batches(chunks: Iterator[list[Row]], decode_row: Decoder, transforms: Transforms, threads: int) -> Iterator[Batch]:
+def decoded_batches(
+    chunks: Iterator[list[Row]], decode_row: Decoder, transforms: Transforms, threads: int
+) -> Iterator[Batch]:
     """Decode lists of rows ahead of the caller, at most BATCHES_AHEAD of them in memory.
 
     Errors of reading (`chunks`) reach the caller as they are; errors of one image are in its batch's `bad`.

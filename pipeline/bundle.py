@@ -95,7 +95,9 @@ def load_bundle(storage: Storage, name: str, version: str) -> Bundle:
     document = read_bundle_document(storage, name, version)
     data = storage.read(f"{layout.bundle(name, version)}/weights.safetensors")
     if hashlib.sha256(data).hexdigest() != document["weights_sha256"]:
-        raise ModelError(f"bundle {name}@{version}: weights.safetensors is not the sealed file; restore it or train again")
+        raise ModelError(
+            f"bundle {name}@{version}: weights.safetensors is not the sealed file; restore it or train again"
+        )
     pairs = [(item["name"], item["id"]) for item in document["classes"]]
     names, ids = zip(*pairs, strict=True)
     transforms = transforms_from_json(document["transforms"])
@@ -118,7 +120,9 @@ def read_weights(url: str, settings: StorageSettings) -> StateDict:
     try:
         data = open_storage(folder or ".", settings).read(name)
     except NotFoundError as error:
-        raise ModelError(f"model.weights: {url} does not exist; give the path or URL of a safetensors state dict") from error
+        raise ModelError(
+            f"model.weights: {url} does not exist; give the path or URL of a safetensors state dict"
+        ) from error
     return parse_weights(data, url)
 
 

@@ -55,7 +55,9 @@ def classes_from_labels(labels: Iterable[str | None]) -> Classes:
             )
     if len(names) < 2:
         found = f"only {names[0]!r}" if names else "no label at all"
-        raise InputError(f"training needs at least two classes, and its rows hold {found}; check input.label_column and the split")
+        raise InputError(
+            f"training needs at least two classes, and its rows hold {found}; check input.label_column and the split"
+        )
     return Classes(tuple(names), tuple(names))
 
 

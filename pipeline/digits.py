@@ -28,14 +28,16 @@ def write_digits(folder: Path) -> bool:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise UsageError("the demo's digits come with scikit-learn; install it with: pip install 'nightshift[demo]'") from error
+        raise UsageError(
+            "the demo's digits come with scikit-learn; install it with: pip install 'nightshift[demo]'"
+        ) from error
     digits = load_digits()
     rows = [
         (f"digit-{number:04d}", _png(pixels), str(label))
         for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True))
     ]
     bad: list[tuple[str, bytes | None, str]] = [
-        ("bad-truncated", rows[0][1][:40], "0"),
+        ("bad-truncated", rows[0][1][: len(rows[0][1]) * 2 // 3], "0"),
         ("bad-empty", b"", "1"),
         ("bad-not-an-image", b"<html>404 Not Found</html>", "2"),
         ("bad-null", None, "3"),

@@ -31,7 +31,9 @@ class TorchEngine:
         return {
             "engine": "torch",
             "precision": "fp32",
-            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name()
+            if self.device.type == "cuda"
+            else platform.processor() or platform.machine(),
             "versions": {"torch": torch.__version__, "torchvision": version("torchvision")},
         }
 

@@ -34,13 +34,17 @@ class Judge:
             log_probabilities = self._predictor.log_probabilities(batch)
             targets = [classes.index_of(row.label) for row in batch.good]
             known = [i for i, target in enumerate(targets) if target is not None]
-            sums.unknown_labels.update(str(row.label) for row, target in zip(batch.good, targets, strict=True) if target is None)
+            sums.unknown_labels.update(
+                str(row.label) for row, target in zip(batch.good, targets, strict=True) if target is None
+            )
             chosen = [target for target in targets if target is not None]
             guesses = sums.add(log_probabilities[known], chosen)
             for i, truth, guess in zip(known, chosen, guesses, strict=True):
                 if truth != guess:
                     confidence = float(np.exp(log_probabilities[i, guess]))
-                    sums.misclassified.append(_mistake(batch.good[i], classes.names[truth], classes.names[guess], confidence))
+                    sums.misclassified.append(
+                        _mistake(batch.good[i], classes.names[truth], classes.names[guess], confidence)
+                    )
         return sums
 
     def _judged(self, shard: Shard) -> Iterator[list[Row]]:

@@ -64,7 +64,11 @@ class Examples:
 
     def of(self, split: str) -> Indices:
         """Return the examples of one split that have a label."""
-        chosen = [i for i, (s, label) in enumerate(zip(self.splits, self.labels, strict=True)) if s == split and label is not None]
+        chosen = [
+            i
+            for i, (s, label) in enumerate(zip(self.splits, self.labels, strict=True))
+            if s == split and label is not None
+        ]
         return np.array(chosen, np.int64)
 
     def by_shard(self, indices: Indices) -> list[Indices]:
@@ -73,7 +77,9 @@ class Examples:
         return [indices[numbers == number] for number in np.unique(numbers)]
 
 
-def load_examples(store: Storage, dataset: str, name: str, shards: Sequence[Shard], settings: SplitSettings) -> Examples:
+def load_examples(
+    store: Storage, dataset: str, name: str, shards: Sequence[Shard], settings: SplitSettings
+) -> Examples:
     """Read the tables of all shards and assign splits.
 
     Notes

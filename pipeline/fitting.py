@@ -78,11 +78,15 @@ def start_network(task: TrainTask) -> tuple[nn.Module, Architecture]:
         torch.manual_seed(task.seed)
         zoo.replace_head(net, len(classes))
     if task.train.mode != "head" and task.model.builder in ("inception_v3", "googlenet"):
-        raise ModelError(f"{task.model.builder} has auxiliary outputs, which only train.mode head and none can do without yet")
+        raise ModelError(
+            f"{task.model.builder} has auxiliary outputs, which only train.mode head and none can do without yet"
+        )
     return net, architecture
 
 
-def _trainee(task: TrainTask, net: nn.Module, transforms: Transforms, seat: Seat, wrap: Wrap) -> tuple[nn.Module, Trainee]:
+def _trainee(
+    task: TrainTask, net: nn.Module, transforms: Transforms, seat: Seat, wrap: Wrap
+) -> tuple[nn.Module, Trainee]:
     """Return the part that learns, and how it is trained: the head alone on features, or the network on pixels."""
     head = zoo.head_of(net)
     if task.cached:
@@ -106,10 +110,10 @@ def _set_mode(whole: nn.Module, learning: nn.Module, training: bool) -> None:
 def _course(task: TrainTask, store: Storage, architecture: Architecture, threads: int) -> Course:
     examples = load_examples(store, task.dataset, task.examples, task.shards, task.split)
     indices = {label: architecture.classes.index_of(label) for label in set(examples.labels)}
-    targets = torch.tensor([-1 if (i := indices[label]) is None else i for label in examples.labels], dtype=torch.int64).numpy()
-    read = (
-        feature_reader(store, task) if task.cached else pixel_reader(store, task, architecture.transforms, threads)
-    )
+    targets = torch.tensor(
+        [-1 if (i := indices[label]) is None else i for label in examples.labels], dtype=torch.int64
+    ).numpy()
+    read = feature_reader(store, task) if task.cached else pixel_reader(store, task, architecture.transforms, threads)
     inputs = Inputs(examples, targets, ShardCache(task.shards, read, task.train.cache_mb * 2**20))
     val = examples.of("val")
     return Course(inputs, examples.by_shard(examples.of("train")), val[targets[val] >= 0], task.train, task.seed)

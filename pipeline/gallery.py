@@ -133,7 +133,9 @@ def thumbnail(image: Image.Image) -> str:
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def sample_predictions(store: Storage, files: Iterable[str], count: int) -> list[tuple[str, tuple[tuple[str, float], ...]]]:
+def sample_predictions(
+    store: Storage, files: Iterable[str], count: int
+) -> list[tuple[str, tuple[tuple[str, float], ...]]]:
     """Return some predictions to show, from the least confident up to the middle: (image id, ((label, probability), ...))."""
     path = next(iter(files), None)
     if path is None:
@@ -141,4 +143,6 @@ def sample_predictions(store: Storage, files: Iterable[str], count: int) -> list
     table = read_table(store, path, ("image_id", "confidence", "top_k")).sort_by("confidence")
     step = max(1, table.num_rows // (2 * count))
     rows = table.take(list(range(0, table.num_rows, step))[:count]).to_pylist()
-    return [(str(row["image_id"]), tuple((best["label"], best["probability"]) for best in row["top_k"])) for row in rows]
+    return [
+        (str(row["image_id"]), tuple((best["label"], best["probability"]) for best in row["top_k"])) for row in rows
+    ]

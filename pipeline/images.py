@@ -10,9 +10,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.errors import ImageError
+
 
 @dataclass(frozen=True)
 class Decoded:
@@ -93,9 +94,11 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 def _explained(error: Exception, data: bytes) -> ImageError:
     """Name the reason in one word and keep the decoder's own."""
     message = f"{type(error).__name__}: {str(error)[:200]}"
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         start = data[:12]
-        return ImageError("decode", "not_an_image", f"no known image format; the {len(data)} bytes start with {start!r}")
+        return ImageError(
+            "decode", "not_an_image", f"no known image format; the {len(data)} bytes start with {start!r}"
+        )
     if "truncated" in str(error).lower() or isinstance(error, EOFError):
         return ImageError("decode", "truncated", message)
     if isinstance(error, Image.DecompressionBombError):

@@ -4,7 +4,7 @@ The order is the protocol: predictions and quarantine under their fixed names, t
 or a second run repeats work and corrupts nothing.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from time import perf_counter
 from typing import Any
 
@@ -66,7 +66,9 @@ class Labeller:
         return label_shard(shard, self._task, self._store, self._reader, self._predictor)
 
 
-def label_shard(shard: Shard, task: LabelTask, store: Storage, reader: ShardReader, predictor: Predictor) -> LedgerEntry:
+def label_shard(
+    shard: Shard, task: LabelTask, store: Storage, reader: ShardReader, predictor: Predictor
+) -> LedgerEntry:
     """Label every live row of a shard, write the results, and commit them.
 
     Raises
@@ -76,7 +78,7 @@ def label_shard(shard: Shard, task: LabelTask, store: Storage, reader: ShardRead
     IntegrityError
         When rows in differ from rows out.
     """
-    seconds: Counter[str] = Counter()
+    seconds: dict[str, float] = defaultdict(float)
     labelled: list[dict[str, Any]] = []
     rejected: list[dict[str, Any]] = []
     decode_row = decoder(predictor.transforms, task.input.max_pixels)
@@ -89,7 +91,8 @@ def label_shard(shard: Shard, task: LabelTask, store: Storage, reader: ShardRead
             for row, size, p in zip(batch.good, batch.sizes, probabilities, strict=True)
         ]
         rejected += [_rejection(row, error) for row, error in batch.bad]
-        seconds.update(input=batch.wait_s, engine=perf_counter() - started)
+        seconds["input"] += batch.wait_s
+        seconds["engine"] += perf_counter() - started
     return _commit(shard, task, store, reader, labelled, rejected, seconds, predictor)
 
 
@@ -105,7 +108,7 @@ def answer(predictor: Predictor, path: str, data: bytes, max_pixels: int) -> dic
 
 def _commit(
     shard: Shard, task: LabelTask, store: Storage, reader: ShardReader,
-    labelled: list[dict[str, Any]], rejected: list[dict[str, Any]], seconds: "Counter[str]", predictor: Predictor,
+    labelled: list[dict[str, Any]], rejected: list[dict[str, Any]], seconds: dict[str, float], predictor: Predictor,
 ) -> LedgerEntry:  # fmt: skip
     started, id_type = perf_counter(), reader.id_type(shard)
     segments = _count_segments(shard, labelled, rejected)
@@ -129,7 +132,9 @@ def _commit(
     return entry
 
 
-def _count_segments(shard: Shard, labelled: list[dict[str, Any]], rejected: list[dict[str, Any]]) -> dict[str, list[int]]:
+def _count_segments(
+    shard: Shard, labelled: list[dict[str, Any]], rejected: list[dict[str, Any]]
+) -> dict[str, list[int]]:
     """Return [images in, labelled, quarantined] per live segment, after checking that they balance with the plan."""
     good, bad = Counter(row["segment"] for row in labelled), Counter(row["segment"] for row in rejected)
     for segment in shard.live:

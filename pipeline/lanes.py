@@ -42,7 +42,9 @@ class EpochOrder:
         return np.concatenate(pieces)
 
 
-def epoch_order(shards: Sequence[Indices], batch_size: int, num_lanes: int, window: int, seed: int, epoch: int) -> EpochOrder:
+def epoch_order(
+    shards: Sequence[Indices], batch_size: int, num_lanes: int, window: int, seed: int, epoch: int
+) -> EpochOrder:
     """Return the order of an epoch.
 
     Parameters

@@ -77,5 +77,6 @@ def _read(storage: Storage, path: str) -> LedgerEntry:
     document = read_document(storage, path)
     quarantine = document.pop("quarantine")
     return LedgerEntry(
-        **{**document, "labels": Written(**document["labels"])}, quarantine=Written(**quarantine) if quarantine else None
+        **{**document, "labels": Written(**document["labels"])},
+        quarantine=Written(**quarantine) if quarantine else None,
     )

@@ -79,7 +79,9 @@ def pixel_reader(store: Storage, task: TrainTask, transforms: Transforms, thread
         pixels = np.concatenate([batch.pixels for batch in batches])
         expected = read_examples(store, task.dataset, task.examples, shard, ("segment",)).num_rows
         if len(pixels) != expected:
-            raise IntegrityError(f"shard {shard.id}: {len(pixels)} images decode, its examples are {expected}; plan and train again")
+            raise IntegrityError(
+                f"shard {shard.id}: {len(pixels)} images decode, its examples are {expected}; plan and train again"
+            )
         return pixels
 
     return read

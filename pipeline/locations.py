@@ -18,8 +18,10 @@ def resolve(uri: str, base: str, allowed: tuple[str, ...]) -> str:
     if any(location.startswith(f"{_normal(prefix)}/") for prefix in allowed):
         return location
     raise ImageError(
-        "read", "forbidden_location", f"{uri} lies outside the allowed prefixes ({', '.join(allowed)}); "
-        "add its folder to input.allowed_prefixes if it is yours"
+        "read",
+        "forbidden_location",
+        f"{uri} lies outside the allowed prefixes ({', '.join(allowed)}); "
+        "add its folder to input.allowed_prefixes if it is yours",
     )
 
 

@@ -157,7 +157,9 @@ def _translated(location: str) -> Iterator[None]:
     except failures.PreconditionError as error:
         raise changed(location) from error
     except (failures.PermissionDeniedError, failures.UnauthenticatedError, PermissionError) as error:
-        raise StorageError(f"{location}: access denied; check the credentials in the environment and the bucket's policy") from error
+        raise StorageError(
+            f"{location}: access denied; check the credentials in the environment and the bucket's policy"
+        ) from error
     except failures.GenericError as error:
         raise TransientError(f"{location}: {_first_line(error)}") from error
     except failures.BaseError as error:

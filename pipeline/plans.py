@@ -44,7 +44,12 @@ def read_plan(storage: Storage, dataset: str) -> Plan | None:
     document = read_document(storage, f"{folder}/plan.json")
     shards = [s for part in document["parts"] for s in shards_from_table(read_table(storage, f"{folder}/{part}"))]
     return Plan(
-        dataset, n, tuple(shards), tuple(document["failed_files"]), document["ignored_files"], document.get("details", {})
+        dataset,
+        n,
+        tuple(shards),
+        tuple(document["failed_files"]),
+        document["ignored_files"],
+        document.get("details", {}),
     )
 
 

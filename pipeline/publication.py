@@ -86,7 +86,9 @@ def publish(
 
 def _content(plan: Plan, ledger: Mapping[str, LedgerEntry], generation: Generation) -> str:
     rows = [
-        [shard.id, ledger[shard.id].labels.sha256, sorted(shard.tombstoned)] for shard in plan.shards if shard.id in ledger
+        [shard.id, ledger[shard.id].labels.sha256, sorted(shard.tombstoned)]
+        for shard in plan.shards
+        if shard.id in ledger
     ]
     return digest([generation.name, sorted(rows)])
 
@@ -113,7 +115,8 @@ def _build(storage: Storage, generation: Generation, plan: Plan, ledger: Mapping
         "plan": plan.n,
         "counts": {"images_in": counts.images_in, "labelled": counts.labelled, "quarantined": counts.quarantined},
         "files": [file for file in files if file["rows"]],
-        "quarantine_files": [e.quarantine.path for e in entries if e.quarantine] + _quarantine(storage, generation, rejected),
+        "quarantine_files": [e.quarantine.path for e in entries if e.quarantine]
+        + _quarantine(storage, generation, rejected),
         "duplicates": len(rejected),
     }
 
@@ -126,9 +129,7 @@ def _rows_of(table: pa.Table, segments: frozenset[str]) -> set[int]:
     return set(pc.indices_nonzero(mask).to_pylist())
 
 
-def _duplicates(
-    tables: Sequence[pa.Table], dropped: Sequence[set[int]]
-) -> tuple[list[set[int]], list[dict[str, Any]]]:
+def _duplicates(tables: Sequence[pa.Table], dropped: Sequence[set[int]]) -> tuple[list[set[int]], list[dict[str, Any]]]:
     """Find rows that repeat the id of an earlier live row, in shard and row order.
 
     Returns
@@ -136,7 +137,9 @@ def _duplicates(
     tuple[list[set[int]], list[dict]]
         Per table the positions to leave out, and the quarantine rows that name both locations.
     """
-    ids = pa.chunked_array([chunk for t in tables for chunk in t["image_id"].cast(pa.string()).chunks] or [pa.array([], pa.string())])
+    ids = pa.chunked_array(
+        [chunk for t in tables for chunk in t["image_id"].cast(pa.string()).chunks] or [pa.array([], pa.string())]
+    )
     counted = pc.value_counts(ids)
     several = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
     repeated: list[set[int]] = [set() for _ in tables]
@@ -154,7 +157,9 @@ def _duplicates(
                 continue
             repeated[number].add(position)
             message = f"image id {key!r} is at {first[key]} (kept) and again at {uri} (left out); ids must be unique"
-            rejected.append({**row, "stage": "publish", "reason": "duplicate_id", "error_type": "InputError", "message": message})
+            rejected.append(
+                {**row, "stage": "publish", "reason": "duplicate_id", "error_type": "InputError", "message": message}
+            )
     return repeated, rejected
 
 

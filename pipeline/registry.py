@@ -33,7 +33,9 @@ def resolve(storage: Storage, model: str, version: str | None) -> str:
     """Return the version asked for, else production; ModelError when there is no such bundle."""
     chosen = version or production(storage, model)
     if chosen is None:
-        raise ModelError(f"the store has no model {model!r} yet; run `nightshift train CONFIG` first (mode none adopts weights as they are)")
+        raise ModelError(
+            f"the store has no model {model!r} yet; run `nightshift train CONFIG` first (mode none adopts weights as they are)"
+        )
     read_bundle_document(storage, model, chosen)
     return chosen
 

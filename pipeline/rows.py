@@ -14,7 +14,7 @@ from pipeline.locations import fetch
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard
 from pipeline.sources import open_source, read_csv
-from pipeline.storage import Storage, join
+from pipeline.storage import join
 
 FETCHES_AT_ONCE = 16
 SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -94,8 +94,11 @@ class ShardReader:
 
     def _column(self, handle: BinaryIO, segment: Segment, name: str) -> list[Any]:
         if _is_parquet(segment.path):
-            return pq.read_table(handle, columns=[name])[name].unique().to_pylist()
-        return read_csv(handle, join(self._folder.url, segment.path))[name].unique().to_pylist()
+            table = pq.read_table(handle, columns=[name])
+        else:
+            table = read_csv(handle, join(self._folder.url, segment.path))
+        values: list[Any] = table[name].unique().to_pylist()
+        return values
 
     def read_one(self, uri: str) -> bytes:
         """Return the bytes at a row's `uri`: for pictures in reports."""
@@ -160,7 +163,10 @@ class ShardReader:
             data, error = images[i]
             image_id = ids[i] if s.id_column else place
             if image_id is None:
-                data, error = None, ImageError("read", "null_id", f"{place}: {s.id_column} is null; every image needs an id")
+                data, error = (
+                    None,
+                    ImageError("read", "null_id", f"{place}: {s.id_column} is null; every image needs an id"),
+                )
             extra = (_text(labels[i]), _split(splits[i]), _text(groups[i]))
             rows.append(Row(image_id, place, segment.key, first + i, data, error, *extra))
         return rows

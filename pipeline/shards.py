@@ -4,7 +4,7 @@ A shard is an immutable list of segments and its id is their digest. A segment t
 so that the work done on its neighbours keeps its address.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -106,14 +106,18 @@ def shards_to_table(shards: Iterable[Shard]) -> pa.Table:
         for shard in shards
         for s in shard.segments
     ]
-    columns = list(zip(*rows, strict=True)) if rows else [[] for _ in PLAN_SCHEMA]
-    return pa.table([pa.array(values, kind.type) for values, kind in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA)
+    columns: list[Sequence[object]] = list(zip(*rows, strict=True)) if rows else [[] for _ in PLAN_SCHEMA]
+    return pa.table(
+        [pa.array(values, kind.type) for values, kind in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA
+    )
 
 
 def shards_from_table(table: pa.Table) -> list[Shard]:
     """Undo `shards_to_table`."""
     shards = []
-    for _, group in groupby(zip(*(column.to_pylist() for column in table.columns), strict=True), key=lambda row: row[0]):
+    for _, group in groupby(
+        zip(*(column.to_pylist() for column in table.columns), strict=True), key=lambda row: row[0]
+    ):
         rows = list(group)
         segments = tuple(Segment(*row[1:7]) for row in rows)
         dead = frozenset(segment.key for segment, row in zip(segments, rows, strict=True) if row[7])

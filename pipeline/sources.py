@@ -119,7 +119,11 @@ def segments_of(file: Entry, kind: str, settings: InputSettings, folder: Storage
     if kind == "images":
         return [Segment(*file.identity, 0, 1, 1)]
     with folder.open(file.path, file.version) as handle:
-        sizes = _csv_sizes(handle, file, settings, folder) if kind == "csv" else _group_sizes(handle, file, settings, folder)
+        sizes = (
+            _csv_sizes(handle, file, settings, folder)
+            if kind == "csv"
+            else _group_sizes(handle, file, settings, folder)
+        )
     total, segments, first = sum(sizes), [], 0
     for rows in _packed(sizes, settings.shard_images):
         segments.append(Segment(*file.identity, first, rows, total))
@@ -162,10 +166,15 @@ def read_csv(handle: BinaryIO, location: str) -> pa.Table:
         names = pacsv.open_csv(handle).schema.names
         handle.seek(0)
         return pacsv.read_csv(
-            handle, convert_options=pacsv.ConvertOptions(column_types={n: pa.string() for n in names}, strings_can_be_null=True)
+            handle,
+            convert_options=pacsv.ConvertOptions(
+                column_types={n: pa.string() for n in names}, strings_can_be_null=True
+            ),
         )
     except pa.ArrowInvalid as error:
-        raise InputError(f"{location}: not a readable CSV ({_short(error)}); expected a header line and commas") from error
+        raise InputError(
+            f"{location}: not a readable CSV ({_short(error)}); expected a header line and commas"
+        ) from error
 
 
 def check_columns(schema: pa.Schema, settings: InputSettings, location: str) -> None:
@@ -188,7 +197,9 @@ def check_columns(schema: pa.Schema, settings: InputSettings, location: str) -> 
             "struct<bytes, path>. For a column of locations use input.uri_column"
         )
     if settings.uri_column and not _is_text(kind := schema.field(settings.uri_column).type):
-        raise InputError(f"{location}: column {settings.uri_column!r} (input.uri_column) has type {kind}; expected string")
+        raise InputError(
+            f"{location}: column {settings.uri_column!r} (input.uri_column) has type {kind}; expected string"
+        )
 
 
 def is_image_type(kind: pa.DataType) -> bool:

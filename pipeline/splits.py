@@ -26,7 +26,9 @@ def split_of(key: str, settings: SplitSettings) -> str:
 def leaked(content_hashes: Sequence[str], splits: Sequence[str]) -> list[int]:
     """Return the positions of training rows whose exact bytes also stand in another split."""
     judged = {h for h, split in zip(content_hashes, splits, strict=True) if split != "train"}
-    return [i for i, (h, split) in enumerate(zip(content_hashes, splits, strict=True)) if split == "train" and h in judged]
+    return [
+        i for i, (h, split) in enumerate(zip(content_hashes, splits, strict=True)) if split == "train" and h in judged
+    ]
 
 
 def missing(classes: Iterable[str], labels: Sequence[str | None], splits: Sequence[str]) -> dict[str, list[str]]:

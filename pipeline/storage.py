@@ -188,7 +188,9 @@ class FileStorage:
 
 def changed(location: str) -> SourceChangedError:
     """Return the error for an object that is not the planned version."""
-    return SourceChangedError(f"{location} changed since it was planned; `nightshift plan` or `nightly` takes the new version")
+    return SourceChangedError(
+        f"{location} changed since it was planned; `nightshift plan` or `nightly` takes the new version"
+    )
 
 
 def _entry(path: str, stat: os.stat_result) -> Entry:
@@ -204,7 +206,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-class _translated:  # noqa: N801 - reads as a statement: with _translated(path)
+class _translated:
     """Turn the operating system's errors into ours, with the path in the message."""
 
     def __init__(self, path: Path) -> None:
@@ -219,4 +221,6 @@ class _translated:  # noqa: N801 - reads as a statement: with _translated(path)
         if isinstance(error, FileNotFoundError):
             raise NotFoundError(f"{self.path} does not exist") from error
         if isinstance(error, OSError):
-            raise StorageError(f"{self.path}: {error.strerror}; check the path, its permissions and the free space") from error
+            raise StorageError(
+                f"{self.path}: {error.strerror}; check the path, its permissions and the free space"
+            ) from error

@@ -23,7 +23,7 @@ Reduce = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Seat:
-    """This worker's place among `world` workers, its device, and the sum over all of them."""
+    """One worker of `world`: its rank, its device, and the sum over all of them."""
 
     rank: int = 0
     world: int = 1
@@ -114,7 +114,7 @@ def _train_epoch(
         logits = trainee.forward(inputs)
         loss_sum = functional.cross_entropy(logits, targets, reduction="sum")
         optimizer.zero_grad(set_to_none=True)
-        (loss_sum * seat.world / order.global_size(step)).backward()
+        torch.autograd.backward(loss_sum * seat.world / order.global_size(step))
         optimizer.step()
         sums += _sums(loss_sum, logits, targets)
         advanced(len(indices))

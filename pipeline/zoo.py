@@ -105,8 +105,12 @@ def build(builder: str, arguments: dict[str, Any], num_classes: int) -> nn.Modul
     try:
         net: nn.Module = factory(num_classes=num_classes, **arguments)
     except TypeError as error:
-        accepted = ", ".join(p for p in inspect.signature(factory).parameters if p not in ("kwargs", "weights", "progress"))
-        raise ModelError(f"model.arguments: {builder} does not take {arguments} ({error}); it names {accepted}") from error
+        accepted = ", ".join(
+            p for p in inspect.signature(factory).parameters if p not in ("kwargs", "weights", "progress")
+        )
+        raise ModelError(
+            f"model.arguments: {builder} does not take {arguments} ({error}); it names {accepted}"
+        ) from error
     return net
 
 
@@ -154,7 +158,9 @@ def _find_head(net: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
             linears = [(name, module) for name, module in found.named_children() if isinstance(module, nn.Linear)]
             if linears:
                 return found, *linears[-1]
-    raise ModelError(f"{type(net).__name__} has no linear classifier that could be replaced; use mode finetune or scratch")
+    raise ModelError(
+        f"{type(net).__name__} has no linear classifier that could be replaced; use mode finetune or scratch"
+    )
 
 
 def count_outputs(builder: str, arguments: dict[str, Any], weights: dict[str, torch.Tensor]) -> int:

@@ -38,7 +38,9 @@ def shared_data() -> Path:
 def png() -> Callable[..., bytes]:
     """Return encoded pictures: `png(seed, size)`; equal arguments give equal bytes, other seeds other pictures."""
 
-    def make(seed: int = 0, size: tuple[int, int] = (8, 8), mode: str = "L", kind: str = "PNG", **options: Any) -> bytes:
+    def make(
+        seed: int = 0, size: tuple[int, int] = (8, 8), mode: str = "L", kind: str = "PNG", **options: Any
+    ) -> bytes:
         channels = len(Image.new(mode, (1, 1)).getbands())
         shape = (size[1], size[0]) if channels == 1 else (size[1], size[0], channels)
         pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)

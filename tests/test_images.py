@@ -57,7 +57,9 @@ def test_lossless_formats_decode_to_the_very_pixels(kind):
     assert difference(decoded.image, gradient()) == 0
 
 
-@pytest.mark.parametrize("options", [{"kind": "JPEG", "quality": 95}, {"kind": "WEBP", "quality": 95}, {"kind": "WEBP", "lossless": True}])
+@pytest.mark.parametrize(
+    "options", [{"kind": "JPEG", "quality": 95}, {"kind": "WEBP", "quality": 95}, {"kind": "WEBP", "lossless": True}]
+)
 def test_lossy_formats_decode_to_nearly_the_pixels(options):
     assert difference(decode(encoded(gradient(), **options), "RGB", LIMIT).image, gradient()) <= 16
 
@@ -72,7 +74,9 @@ def test_zero_bytes_are_empty():
     assert reason(b"") == "empty"
 
 
-@pytest.mark.parametrize("data", [b"<html><body>404 Not Found</body></html>", b"\xff\xd8", b"PK\x03\x04 a zip", b"\x00" * 100])
+@pytest.mark.parametrize(
+    "data", [b"<html><body>404 Not Found</body></html>", b"\xff\xd8", b"PK\x03\x04 a zip", b"\x00" * 100]
+)
 def test_what_is_no_image_is_named_so_with_its_first_bytes(data):
     assert reason(data) == "not_an_image"
     with pytest.raises(ImageError, match=r"bytes start with"):
@@ -122,7 +126,11 @@ def test_sixteen_bits_are_scaled_not_clipped(kind):
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([[0.0, 0.5, 1.0]], [[0, 128, 255]]), ([[0.0, 128.2, 300.0]], [[0, 128, 255]]), ([[float("nan"), 0.0, 1.0]], None)],
+    [
+        ([[0.0, 0.5, 1.0]], [[0, 128, 255]]),
+        ([[0.0, 128.2, 300.0]], [[0, 128, 255]]),
+        ([[float("nan"), 0.0, 1.0]], None),
+    ],
 )
 def test_float_pictures_are_read_as_fractions_or_as_bytes(values, expected):
     decoded = decode(encoded(Image.fromarray(np.array(values, np.float32)), "TIFF"), "L", LIMIT)
@@ -225,13 +233,17 @@ def test_decoding_in_threads_leaves_no_warning_filter_behind():
 def test_damaged_bytes_decode_or_raise_image_error_and_nothing_else(kind):
     random_ = random.Random(f"fuzz {kind}")
     noise = Image.effect_noise((48, 40), 80).convert("RGB")
-    options = [{}, {"progressive": True}] if kind == "JPEG" else [{"compression": "tiff_lzw"}, {}] if kind == "TIFF" else [{}]
+    options = (
+        [{}, {"progressive": True}] if kind == "JPEG" else [{"compression": "tiff_lzw"}, {}] if kind == "TIFF" else [{}]
+    )
     originals = [encoded(image, kind, **o) for image in (noise, gradient(48, 40)) for o in options]
     outcomes = set()
     for case in range(60):
         data = bytearray(originals[case % len(originals)])
         for _ in range(random_.choice([1, 2, 5, 20])):
-            data[random_.randrange(len(data) if random_.random() < 0.4 else min(64, len(data)))] = random_.randrange(256)
+            data[random_.randrange(len(data) if random_.random() < 0.4 else min(64, len(data)))] = random_.randrange(
+                256
+            )
         if case % 3 == 0:
             del data[random_.randrange(len(data)) :]
         try:

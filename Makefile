@@ -1,0 +1,50 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both set everything up by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Usage statistics of Ray stay off in everything that is started from here.
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: setup demo test check bench chaos clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    run a whole night on handwritten digits"
+	@echo "make test    pass the tests"
+	@echo "make check   ruff, mypy, the layout tests"
+	@echo "make bench   measure; see benchmarks/RESULTS.md"
+	@echo "make chaos SEEDS=20   the long fault tests"
+
+setup: $(VENV)/.done
+
+# uv when it is there or can be had (20 s), else pip (a few minutes). Runs again only when the dependencies change.
+$(VENV)/.done: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@if [ -z "$(NO_UV)" ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; }; then \
+		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --python $(BIN)/python --editable '.[demo,dev]'; \
+	else \
+		$(BIN)/python -m pip install --quiet --editable '.[demo,dev]'; \
+	fi
+	@touch $@
+
+demo: setup
+	$(BIN)/nightshift demo
+
+test: setup
+	$(BIN)/python -m pytest -m "not chaos"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_layout.py
+
+bench: setup
+	$(BIN)/python benchmarks/first_night.py
+
+SEEDS ?= 20
+chaos: setup
+	NIGHTSHIFT_CHAOS_SEEDS=$(SEEDS) $(BIN)/python -m pytest -m chaos
+
+clean:
+	rm -rf demo build *.egg-info .mypy_cache .ruff_cache .pytest_cache
