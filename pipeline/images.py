@@ -10,9 +10,33 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 from pipeline.errors import ImageError
+
+# Pillow tries no other decoder: some of its decoders run programs (EPS runs Ghostscript), and each is a way in for bytes
+# that nobody vouches for. Importing a plugin registers it; an MPO, several JPEGs in one file, opens as JPEG.
+FORMATS = tuple(
+    str(reader.format)
+    for reader in (
+        JpegImagePlugin.JpegImageFile,
+        PngImagePlugin.PngImageFile,
+        WebPImagePlugin.WebPImageFile,
+        GifImagePlugin.GifImageFile,
+        BmpImagePlugin.BmpImageFile,
+        TiffImagePlugin.TiffImageFile,
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +68,7 @@ def decode(data: bytes, color: str, max_pixels: int) -> Decoded:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata and of large sizes; the limit is ours
-            with Image.open(io.BytesIO(data)) as opened:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
                 _check_size(opened, max_pixels)
                 opened.load()
                 upright = _upright(opened)
@@ -97,7 +121,9 @@ def _explained(error: Exception, data: bytes) -> ImageError:
     if isinstance(error, UnidentifiedImageError):
         start = data[:12]
         return ImageError(
-            "decode", "not_an_image", f"no known image format; the {len(data)} bytes start with {start!r}"
+            "decode",
+            "not_an_image",
+            f"not JPEG, PNG, WebP, GIF, BMP or TIFF; the {len(data)} bytes start with {start!r}",
         )
     if "truncated" in str(error).lower() or isinstance(error, EOFError):
         return ImageError("decode", "truncated", message)

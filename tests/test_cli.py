@@ -36,7 +36,9 @@ def test_the_surface_is_pinned():
 
 
 def test_common_options_may_stand_before_and_after_the_command():
-    options = build_parser().parse_args(["--set", "a.b=1", "--json", "plan", "x.yaml", "--set", "c.d=2", "--run-id", "r"])
+    options = build_parser().parse_args(
+        ["--set", "a.b=1", "--json", "plan", "x.yaml", "--set", "c.d=2", "--run-id", "r"]
+    )
     assert options.before_overrides + options.overrides == ["a.b=1", "c.d=2"]
     assert options.before_json
     assert options.run_id == "r"
@@ -64,7 +66,14 @@ def test_an_unknown_command_exits_2():
 
 
 def test_json_is_the_last_line_of_stdout_even_when_the_run_is_refused(tmp_path, capsys):
-    arguments = ["plan", "configs/demo.yaml", "--set", f"store={tmp_path / 's'}", "--set", f"input.url={tmp_path / 'none'}"]
+    arguments = [
+        "plan",
+        "configs/demo.yaml",
+        "--set",
+        f"store={tmp_path / 's'}",
+        "--set",
+        f"input.url={tmp_path / 'none'}",
+    ]
     assert main([*arguments, "--json", "--run-id", "night-1"]) == 2
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (record["run_id"], record["exit_code"]) == ("night-1", 2)
@@ -74,7 +83,14 @@ def test_json_is_the_last_line_of_stdout_even_when_the_run_is_refused(tmp_path, 
 
 def test_a_store_that_cannot_be_written_is_said(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
-    arguments = ["plan", "configs/demo.yaml", "--set", f"store={tmp_path / 'file'}", "--set", f"input.url={tmp_path / 'none'}"]
+    arguments = [
+        "plan",
+        "configs/demo.yaml",
+        "--set",
+        f"store={tmp_path / 'file'}",
+        "--set",
+        f"input.url={tmp_path / 'none'}",
+    ]
     assert main(arguments) != 0
     assert capsys.readouterr().err
 

@@ -247,12 +247,12 @@ def test_damaged_bytes_decode_or_raise_image_error_and_nothing_else(kind):
         if case % 3 == 0:
             del data[random_.randrange(len(data)) :]
         try:
-            assert decode(bytes(data), "RGB", LIMIT).image.mode == "RGB"
-            outcomes.add("decoded")
+            outcomes.add(decode(bytes(data), "RGB", LIMIT).image.mode)
         except ImageError as error:
-            assert error.reason in {"empty", "not_an_image", "too_large", "truncated", "damaged"}
-            outcomes.add("refused")
-    assert outcomes == {"decoded", "refused"}
+            outcomes.add(error.reason)
+    assert "RGB" in outcomes or kind == "PNG"  # whose checksums find nearly all damage
+    assert outcomes - {"RGB"}
+    assert outcomes <= {"RGB", "empty", "not_an_image", "too_large", "truncated", "damaged"}
 
 
 def test_real_photos_of_odd_modes_decode(shared_data):

@@ -11,12 +11,69 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # Dependency order: each module imports only what stands before it.
-LOWER = """errors settings counts storage objectstore documents layout tables schema shards plans sources locations rows
-    splits classes registry ledger publication lanes tasks examples page""".split()
-UPPER = """images transforms batches zoo bundle adoption engine labelling metrics evaluation features loading checkpoints
-    training fitting gallery digits""".split()
-CLUSTER = "resources session dispatch workers planner labeller board trainer".split()
-JOBS = "config console runs plan train evaluate label report nightly photo labels status doctor demo cli __main__".split()
+LOWER = [
+    "errors",
+    "settings",
+    "counts",
+    "storage",
+    "objectstore",
+    "documents",
+    "layout",
+    "tables",
+    "schema",
+    "shards",
+    "plans",
+    "sources",
+    "locations",
+    "rows",
+    "splits",
+    "classes",
+    "registry",
+    "ledger",
+    "publication",
+    "lanes",
+    "tasks",
+    "examples",
+    "page",
+]
+UPPER = [
+    "images",
+    "transforms",
+    "batches",
+    "zoo",
+    "bundle",
+    "adoption",
+    "engine",
+    "labelling",
+    "metrics",
+    "evaluation",
+    "features",
+    "loading",
+    "checkpoints",
+    "training",
+    "fitting",
+    "gallery",
+    "digits",
+]
+CLUSTER = ["resources", "session", "dispatch", "workers", "planner", "labeller", "board", "trainer"]
+JOBS = [
+    "config",
+    "console",
+    "runs",
+    "plan",
+    "train",
+    "evaluate",
+    "label",
+    "report",
+    "nightly",
+    "photo",
+    "labels",
+    "status",
+    "doctor",
+    "demo",
+    "cli",
+    "__main__",
+]
 ORDER = {"pipeline": LOWER + UPPER, "cluster": CLUSTER, "jobs": JOBS}
 # Modules that two others need at first use only, so the import stands inside a function.
 LATE = {("storage", "objectstore")}
@@ -90,7 +147,9 @@ def test_every_module_says_what_it_is_for(package, path):
 
 def loaded_after(statement: str, *modules: str) -> list[str]:
     code = f"{statement}; import sys; print([m for m in {modules!r} if m in sys.modules])"
-    return ast.literal_eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+    return ast.literal_eval(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    )
 
 
 def test_the_command_line_parses_without_torch_or_ray():
