@@ -217,16 +217,20 @@ def test_memory_error_is_not_the_images_fault(monkeypatch):
 
 
 def test_decoding_in_threads_leaves_no_warning_filter_behind():
+    """`warnings.catch_warnings` is not thread-safe: a decoder that used it would end with another thread's filters."""
     data = encoded(gradient(), "PNG")
-    with warnings.catch_warnings():
-        decode(data, "RGB", LIMIT)
-        before = list(warnings.filters)
-        threads = [threading.Thread(target=lambda: [decode(data, "RGB", LIMIT) for _ in range(200)]) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert warnings.filters == before
+    before = list(warnings.filters)
+    threads = [threading.Thread(target=lambda: [decode(data, "RGB", LIMIT) for _ in range(200)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert warnings.filters == before
+
+
+def test_a_limit_above_pillows_own_is_the_limit():
+    data = encoded(Image.new("1", (20_000, 10_000)), "PNG")  # 200 million pixels: Pillow alone refuses over 179 million
+    assert decode(data, "L", 200_000_000).width == 20_000
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
