@@ -19,7 +19,8 @@ setup: $(VENV)/.done
 
 # uv when it is there or can be had (20 s), else pip (a few minutes). Runs again only when the dependencies change.
 $(VENV)/.done: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV): about 5 GB, half a minute with uv, some minutes with pip alone"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ -z "$(NO_UV)" ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; }; then \
 		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --python $(BIN)/python --editable '.[demo,dev]'; \
 	else \
@@ -40,7 +41,7 @@ check: setup
 	$(BIN)/python -m pytest tests/test_layout.py
 
 bench: setup
-	$(BIN)/python benchmarks/first_night.py
+	$(BIN)/python benchmarks/first_night.py --peer
 
 SEEDS ?= 20
 chaos: setup

@@ -3,19 +3,23 @@
 One item per slot is in flight, so memory does not grow with the number of items, and a slow worker gets fewer.
 """
 
+import logging
 import random
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import ray
 from ray.exceptions import RayTaskError
 
+from cluster.resources import available, unused
 from pipeline.errors import IntegrityError, StorageError, UsageError
 
 Item = TypeVar("Item")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+STALL_S = 60.0
 
 
 class Pool(Protocol):
@@ -61,6 +65,7 @@ def dispatch(pool: Pool, items: Iterable[Item], attempts: int) -> Iterator[tuple
     waiting: list[_Work] = []
     free = list(range(pool.slots))
     running: dict[Any, tuple[int, _Work]] = {}
+    watch = _Watch()
     try:
         while True:
             while free and (work := _take(waiting, fresh)):
@@ -68,7 +73,9 @@ def dispatch(pool: Pool, items: Iterable[Item], attempts: int) -> Iterator[tuple
                 running[pool.submit(slot, work.item)] = (slot, work)
             if not running and not waiting:
                 return
-            for future in _ended(running, waiting):
+            ended = _ended(running, waiting)
+            watch.look(len(ended), len(running))
+            for future in ended:
                 slot, work = running.pop(future)
                 free.append(slot)
                 result, retry = _collect(future, work, attempts)
@@ -79,8 +86,26 @@ def dispatch(pool: Pool, items: Iterable[Item], attempts: int) -> Iterator[tuple
                 else:
                     yield work.item, result
     finally:
-        for future in running:
-            ray.cancel(future, force=False)
+        _cancel(list(running))
+
+
+class _Watch:
+    """Says loudly when nothing ends: a pool that waits for CPUs which another job holds looks like a slow one."""
+
+    def __init__(self) -> None:
+        self._since, self._limit_s = time.monotonic(), STALL_S
+
+    def look(self, ended: int, in_flight: int) -> None:
+        """Take note of what ended; say it after 60 s with nothing, then after 120, 240, ..."""
+        silent_s = time.monotonic() - self._since
+        if ended:
+            self._since, self._limit_s = time.monotonic(), STALL_S
+        elif silent_s >= self._limit_s:
+            self._limit_s *= 2
+            logging.getLogger("nightshift").warning(
+                f"nothing has ended for {silent_s:.0f} s; {in_flight} pieces of work are in flight, and {unused():g} of "
+                f"the session's {available():g} CPUs are free. With none free, other jobs may hold what the workers wait for"
+            )
 
 
 def _take(waiting: list[_Work], fresh: Iterator[_Work]) -> _Work | None:
@@ -98,8 +123,16 @@ def _ended(running: dict[Any, Any], waiting: list[_Work]) -> list[Any]:
     if not running:
         time.sleep(due_s or 0)
         return []
-    ended: list[Any] = ray.wait(list(running), num_returns=1, timeout=due_s)[0]
+    timeout_s = STALL_S if due_s is None else min(STALL_S, due_s)
+    ended: list[Any] = ray.wait(list(running), num_returns=1, timeout=timeout_s)[0]
     return ended
+
+
+def _cancel(futures: list[Any]) -> None:
+    """Ask what still runs to stop, unless the session has ended: without one ray.cancel would start another."""
+    for future in futures if ray.is_initialized() else ():
+        with suppress(ray.exceptions.RayError):
+            ray.cancel(future, force=False)
 
 
 def _collect(future: Any, work: _Work, attempts: int) -> tuple[Any, bool]:

@@ -58,8 +58,7 @@ def _update(
     now: str, connect: Callable[[], None], advanced: Callable[[int], None],
 ) -> tuple[Plan, bool]:  # fmt: skip
     dataset = dataset_name(settings)
-    history = list(previous.shards) if previous else []
-    history += [shard for shard in read_unfinished(store, dataset) if shard.id not in {s.id for s in history}]
+    history = _history(previous, read_unfinished(store, dataset))
     kept = update_shards(history, {file.identity for file in listing.files})
     known = {segment.key for shard in kept for segment in shard.live}
     files = _unplanned(listing, kept)
@@ -82,6 +81,18 @@ def _update(
         return previous, False
     write_plan(store, result, now)
     return result, True
+
+
+def _history(previous: Plan | None, unfinished: Sequence[Shard]) -> list[Shard]:
+    """Return the shards that exist. Two planners that both died may have packed one image into two: the first stays."""
+    history = list(previous.shards) if previous else []
+    taken = {segment.key for shard in history for segment in shard.live}
+    for shard in unfinished:
+        keys = {segment.key for segment in shard.live}
+        if taken.isdisjoint(keys):
+            history.append(shard)
+            taken |= keys
+    return history
 
 
 def _unplanned(listing: Listing, kept: Sequence[Shard]) -> list[Entry]:

@@ -12,6 +12,11 @@ def available(resource: str = "CPU") -> float:
     return float(ray.cluster_resources().get(resource, 0))
 
 
+def unused(resource: str = "CPU") -> float:
+    """Return how much of a resource nobody holds now."""
+    return float(ray.available_resources().get(resource, 0))
+
+
 def fitting(cpus: float, gpus: float, wanted: int | None) -> int:
     """Return how many workers to start: `wanted`, or as many as fit.
 

@@ -2,7 +2,10 @@
 
 import logging
 import os
-import tempfile
+import secrets
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +34,7 @@ TRAIN_ENVIRONMENT = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
 }
+KNOCK_S = 10.0
 
 
 @contextmanager
@@ -39,8 +43,9 @@ def session(settings: ClusterSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _connect(settings)
     try:
+        with _own_sigterm():
+            _connect(settings)
         _check_code()
         yield
     finally:
@@ -51,13 +56,7 @@ def _connect(settings: ClusterSettings) -> None:
     for key, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     if settings.address:
-        try:
-            ray.init(address=settings.address, logging_level="ERROR")
-        except ConnectionError as error:
-            raise UsageError(
-                f"cluster.address: no Ray cluster answers at {settings.address} ({error}); start it, or leave the key out "
-                "for a session on this machine"
-            ) from error
+        _join(settings.address)
         return
     for key, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -75,11 +74,41 @@ def _connect(settings: ClusterSettings) -> None:
     )
 
 
+def _join(address: str) -> None:
+    """Connect to a running cluster; UsageError when none answers."""
+    try:
+        _knock(address)
+        ray.init(address=address, logging_level="ERROR")
+    except (OSError, ValueError, RuntimeError) as error:  # what Ray raises for bad addresses and foreign versions too
+        raise UsageError(
+            f"cluster.address: no Ray cluster can be joined at {address} ({error}); start it there, or leave the key out "
+            "for a session on this machine"
+        ) from error
+
+
+def _knock(address: str) -> None:
+    """Try the port first: ray.init (2.60) waits for minutes where nobody listens, deaf to Ctrl-C."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), KNOCK_S).close()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep the process's answer to SIGTERM: ray.init puts one in its place that exits without a record of the run."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def _provide_token() -> None:
-    """Ray keeps its session token below HOME; give it another place where HOME cannot be written."""
+    """Ray keeps its sessions' token in a file below HOME; where HOME cannot be written, this session gets one of its own."""
     if "RAY_AUTH_TOKEN_PATH" in os.environ or "RAY_AUTH_TOKEN" in os.environ or os.access(Path.home(), os.W_OK):
         return
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(tempfile.mkdtemp(prefix="nightshift-")) / "token")
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _check_code() -> None:

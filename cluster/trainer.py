@@ -15,19 +15,30 @@ from ray.exceptions import RayError
 
 from cluster.board import Board
 from cluster.resources import fitting
-from pipeline.errors import NightshiftError
+from pipeline.errors import ModelError, NightshiftError
 from pipeline.tasks import TrainTask
 
 LOOK_EVERY_S = 0.5
+# After a refusal: enough for workers that all refuse to end by themselves. One that refuses alone leaves the others waiting
+# for it in a collective, for ever; they end with the session.
+END_S = 30.0
 
 
-def train(task: TrainTask, advanced: Callable[[int], None]) -> None:
+def train(task: TrainTask, already: int, advanced: Callable[[int], None]) -> None:
     """Train on the session's workers and return when the bundle is sealed and the result recorded.
+
+    Parameters
+    ----------
+    already : int
+        Examples of the epochs that an earlier run finished.
+    advanced : Callable[[int], None]
+        Told how many more examples are done; fewer than none when a worker died and the epoch starts again.
 
     Raises
     ------
     UsageError
-        What a worker found wrong with the config, the input or the model.
+        What a worker found wrong with the config, the input or the model. A ModelError is the same on every worker and
+        at every attempt, so it is not tried again.
     NightshiftError
         When training failed more often than `train.max_failures` allows.
     """
@@ -36,13 +47,17 @@ def train(task: TrainTask, advanced: Callable[[int], None]) -> None:
     outcome: list[BaseException | None] = []
     thread = threading.Thread(target=_fit, args=(task, board, outcome), daemon=True)  # keeps Ctrl-C with this thread
     thread.start()
-    shown = 0
-    while thread.is_alive():
+    shown, refusal = already, None
+    while thread.is_alive() and refusal is None:
         thread.join(LOOK_EVERY_S)
-        total = ray.get(board.total.remote())
-        advanced(total - shown)
-        shown = total
+        total, refusal = ray.get(board.read.remote())
+        advanced(max(total, already) - shown)
+        shown = max(total, already)
+    if refusal is not None:
+        thread.join(END_S)
     ray.kill(board)
+    if refusal is not None:
+        raise refusal
     if outcome[0] is not None:
         raise _explained(outcome[0])
 
@@ -95,21 +110,30 @@ def _worker(task: TrainTask, board: Any) -> None:
     def wrap(module: torch.nn.Module) -> torch.nn.Module:
         return torch.nn.parallel.DistributedDataParallel(module) if world > 1 else module
 
-    fit(task, Seat(rank, world, str(device), reduce), wrap, _poster(board, rank))
+    poster = _Poster(board, rank)
+    try:
+        fit(task, Seat(rank, world, str(device), reduce), wrap, poster)
+    except ModelError as error:  # a normal end for Ray Train, which would only try it again
+        ray.get(board.refuse.remote(error))
+    poster.post()
 
 
-def _poster(board: Any, rank: int) -> Callable[[int], None]:
-    """Return a counter that posts to the board at most twice a second."""
-    done, posted_at = 0, 0.0
+class _Poster:
+    """A counter that posts to the board at most twice a second, and at the end."""
 
-    def advanced(count: int) -> None:
-        nonlocal done, posted_at
-        done += count
-        if monotonic() - posted_at > LOOK_EVERY_S:
-            posted_at = monotonic()
-            board.post.remote(str(rank), done)
+    def __init__(self, board: Any, rank: int) -> None:
+        self._board, self._name = board, str(rank)
+        self._done, self._posted_at = 0, 0.0
 
-    return advanced
+    def __call__(self, count: int) -> None:
+        self._done += count
+        if monotonic() - self._posted_at > LOOK_EVERY_S:
+            self._posted_at = monotonic()
+            self._board.post.remote(self._name, self._done)
+
+    def post(self) -> None:
+        """Post and wait until it stands there."""
+        ray.get(self._board.post.remote(self._name, self._done))
 
 
 def _explained(error: BaseException) -> NightshiftError:

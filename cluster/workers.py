@@ -49,7 +49,7 @@ class ActorPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for actor in self._actors:
+        for actor in self._actors if ray.is_initialized() else ():  # without a session ray.kill would start one
             with suppress(ray.exceptions.RayError):
                 ray.kill(actor)
 

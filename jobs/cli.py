@@ -5,7 +5,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -131,28 +132,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.overrides = options.before_overrides + options.overrides
     options.run_id = options.run_id or options.before_run_id
     options.json = options.json or options.before_json
-    _prepare()
     from pipeline.errors import NightshiftError
 
     try:
-        return _handlers()[options.command](options)
+        with _stoppable():
+            return _handlers()[options.command](options)
     except NightshiftError as error:
         print(f"nightshift {options.command}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
+        print(f"nightshift {options.command}: stopped early; the same command continues it", file=sys.stderr)
         return 5
     except BrokenPipeError:  # `nightshift labels ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def _prepare() -> None:
-    """Let SIGTERM stop a run as cleanly as Ctrl-C does."""
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM stop a run alike: the first ends it with its record, the second is too early, the third is final."""
+    times = 0
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        nonlocal times
+        times += 1
+        if times != 2:
+            raise KeyboardInterrupt
+        os.write(2, b"stopping already: the session ends and the run's record is written; once more to leave at once\n")
 
-    signal.signal(signal.SIGTERM, stop)
+    signals = [s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN]  # nohup stays nohup
+    before = {number: signal.signal(number, stop) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _handlers() -> dict[str, Callable[[Any], int]]:

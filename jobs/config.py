@@ -1,8 +1,9 @@
 """A config document: one YAML file, then `--set section.key=value`, validated; relative paths made absolute."""
 
 import os
+import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from pipeline.settings import (
     TrainSettings,
 )
 from pipeline.sources import dataset_name
-from pipeline.storage import Storage, absolute_url, open_storage
+from pipeline.storage import OBJECT_SCHEMES, Storage, absolute_url, open_storage, scheme_of
 
 PATHS = (("store",), ("input", "url"), ("model", "weights"), ("model", "classes"))
 
@@ -66,12 +67,27 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> Config:
     document = _parse(path)
     for override in overrides:
         _apply(document, override)
-    document = _expand(document, path)
+    present = {key: value for key, value in document.items() if value is not None}  # a section may stand empty
     try:
-        config = Config.model_validate(document)
+        config = Config.model_validate(_expand(present, path))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(path, problem) for problem in error.errors())) from error
-    return _absolute(config)
+    return _absolute(config, path)
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML in which a key that stands twice is an error; PyYAML lets the last one win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Refuse repeated keys, then build the mapping."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value} stands twice; remove one", key.start_mark
+                )
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _parse(path: str) -> dict[str, Any]:
@@ -82,8 +98,8 @@ def _parse(path: str) -> dict[str, Any]:
             f"{path}: cannot be read ({error}); give the path of a YAML config, such as configs/local.yaml"
         ) from error
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        document = yaml.load(text, _UniqueKeys)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
@@ -96,27 +112,30 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: expected section.key=value, such as label.top_k=3")
     *sections, last = key.strip().split(".")
     for section in sections:
-        document = document.setdefault(section, {})
+        if document.get(section) is None:
+            document[section] = {}
+        document = document[section]
         if not isinstance(document, dict):
             raise ConfigError(f"--set {override}: {section} is a value, not a section")
     try:
-        document[last] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
+        document[last] = yaml.load(value, _UniqueKeys)
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
 
 
-def _expand(value: Any, path: str) -> Any:
+def _expand(value: Any, path: str, keys: tuple[str, ...] = ()) -> Any:
     """Replace ${NAME} by the environment variable, in every string."""
     if isinstance(value, dict):
-        return {key: _expand(item, path) for key, item in value.items()}
+        return {key: _expand(item, path, (*keys, str(key))) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, path) for item in value]
+        return [_expand(item, path, (*keys, str(i))) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
     for name in re.findall(r"\$\{(\w+)\}", value):
         if name not in os.environ:
             raise ConfigError(
-                f"{path}: ${{{name}}} is used, but the environment has no variable {name}; export it first"
+                f"{path}: {'.'.join(keys)}: ${{{name}}} is used, but the environment has no variable {name}; "
+                "export it first"
             )
     return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
 
@@ -148,15 +167,44 @@ def _section(keys: list[str]) -> type[Section] | None:
     return section if isinstance(section, type) else None
 
 
-def _absolute(config: Config) -> Config:
-    """Make every path that the config names absolute, before another process sees it."""
+def _absolute(config: Config, path: str) -> Config:
+    """Make every path that the config names absolute, before another process sees it; refuse what it could not reach."""
     document = config.model_dump()
     for *sections, key in PATHS:
         section = document
         for name in sections:
             section = section[name]
         if section[key] is not None:
+            _check_scheme(section[key], f"{path}: {'.'.join([*sections, key])}")
             section[key] = absolute_url(section[key])
     prefixes = document["input"]["allowed_prefixes"]
     document["input"]["allowed_prefixes"] = tuple(absolute_url(prefix) for prefix in prefixes)
-    return Config.model_validate(document)
+    absolute = Config.model_validate(document)
+    _check_apart(absolute, path)
+    return absolute
+
+
+def _check_apart(config: Config, path: str) -> None:
+    """Refuse a store inside the input, whose label files would be taken for images to label, and an input without a name."""
+    store, source = (posixpath.normpath(url) for url in (config.store, config.input.url))
+    if f"{store}/".startswith(f"{source.rstrip('/')}/"):
+        raise ConfigError(
+            f"{path}: store: {config.store} lies inside input.url ({config.input.url}), so the next plan would list what this "
+            "one writes; move it beside the input"
+        )
+    if not re.fullmatch(r"[^./][^/]*", config.dataset):
+        raise ConfigError(
+            f"{path}: input.url: {config.input.url} ends in {config.dataset!r}, which is no name for a data set; set input.name"
+        )
+
+
+def _check_scheme(url: str, where: str) -> None:
+    scheme = scheme_of(url)
+    if scheme == "memory":
+        raise ConfigError(
+            f"{where}: memory:// is for single-process tests only, and workers are other processes (it is {url!r}); "
+            "give a folder or a bucket"
+        )
+    if scheme not in (*OBJECT_SCHEMES, "file"):
+        known = ", ".join(f"{name}://" for name in OBJECT_SCHEMES if name != "memory")
+        raise ConfigError(f"{where}: unknown scheme {scheme}:// (it is {url!r}); expected a path or one of {known}")

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from time import monotonic
 
 LINE_EVERY_S = 10.0
@@ -11,6 +11,11 @@ LINE_EVERY_S = 10.0
 def say(text: str = "") -> None:
     """Print a line for people."""
     print(text, file=sys.stderr, flush=True)
+
+
+def images(count: int) -> str:
+    """Say a number of images."""
+    return f"{count:,} image" if count == 1 else f"{count:,} images"
 
 
 class Progress:
@@ -25,18 +30,26 @@ class Progress:
         self.done += count
         if monotonic() - self._said >= LINE_EVERY_S:
             self._said = monotonic()
-            say(f"{self.name}: {self._position()}, {self.rate:,.0f}/s")
+            say(
+                f"{self.name}: {self._position()}, {self.pace}"
+                if self.done
+                else f"{self.name}: the workers are starting"
+            )
 
     def _position(self) -> str:
         if self.total is None:
             return f"{self.done:,} {self.unit}"
-        left = f", {(self.total - self.done) / self.rate:,.0f} s left" if self.done else ""
-        return f"{self.done:,} of {self.total:,} {self.unit}{left}"
+        return f"{self.done:,} of {self.total:,} {self.unit}, {(self.total - self.done) / self.rate:,.0f} s left"
 
     @property
     def rate(self) -> float:
         """Units per second since the start of the stage."""
         return self.done / max(1e-9, monotonic() - self.started)
+
+    @property
+    def pace(self) -> str:
+        """The rate for people: a slow stage keeps its decimal."""
+        return f"{self.rate:,.{1 if self.rate < 10 else 0}f}/s"
 
     @property
     def seconds(self) -> float:
@@ -57,23 +70,22 @@ class _Bar(Progress):
             TextColumn("{task.description:<9}"), BarColumn(32), MofNCompleteColumn(), TextColumn(unit),
             TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
         )  # fmt: skip
-        self._task = self.rich.add_task(name, total=total, rate="")
+        self._task = self.rich.add_task(name, total=total, rate="the workers are starting")
 
     def advance(self, count: int) -> None:
         self.done += count
-        self.rich.update(self._task, advance=count, rate=f"{self.rate:,.0f}/s")
+        if self.done:
+            self.rich.update(self._task, advance=count, rate=self.pace)
 
 
 @contextmanager
 def stage(name: str, total: int | None, unit: str = "images") -> Iterator[Progress]:
-    """Show a stage while the block runs, and one line of what it did at its end."""
-    if sys.stderr.isatty():
-        bar = _Bar(name, total, unit)
-        with bar.rich:
-            yield bar
-        progress: Progress = bar
-    else:
-        progress = Progress(name, total, unit)
-        yield progress
-    if progress.done:
-        say(f"{name:<9} {progress.done:,} {unit} in {progress.seconds:.1f} s, {progress.rate:,.0f}/s")
+    """Show a stage while the block runs, and one line of what it did at its end, also when it is cut short."""
+    bar = _Bar(name, total, unit) if sys.stderr.isatty() else None
+    progress = bar or Progress(name, total, unit)
+    try:
+        with bar.rich if bar else nullcontext():
+            yield progress
+    finally:
+        if progress.done:
+            say(f"{name:<9} {progress.done:,} {unit} in {progress.seconds:.1f} s, {progress.pace}")

@@ -6,10 +6,10 @@ import platform
 import sys
 import uuid
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from jobs.config import Config, read_config
+from jobs.runs import library_versions
 from pipeline.documents import Document
 from pipeline.errors import AlreadyExistsError, NightshiftError, StorageError
 from pipeline.settings import ClusterSettings
@@ -20,7 +20,7 @@ LIBRARIES = ("nightshift", "ray", "torch", "torchvision", "pyarrow", "obstore", 
 
 def examine(path: str | None, overrides: Sequence[str], as_json: bool) -> int:
     """Run every check, print a line each, and return 1 when one failed."""
-    config = read_config(path, overrides) if path else None
+    config = _impatient(read_config(path, overrides)) if path else None
     checks: dict[str, Callable[[], str]] = {
         "machine": _machine,
         "libraries": _libraries,
@@ -33,13 +33,25 @@ def examine(path: str | None, overrides: Sequence[str], as_json: bool) -> int:
     for name, check in checks.items():
         try:
             results[name] = {"ok": True, "found": check()}
-        except (NightshiftError, ImportError) as error:
-            results[name] = {"ok": False, "found": str(error)}
+        except (
+            NightshiftError,
+            ImportError,
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # what broken libraries raise
+            results[name] = {"ok": False, "found": str(error) or type(error).__name__}
         if not as_json:
             print(f"{'ok  ' if results[name]['ok'] else 'FAIL'} {name}: {results[name]['found']}", flush=True)
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
     return 0 if all(result["ok"] for result in results.values()) else 1
+
+
+def _impatient(config: Config) -> Config:
+    """Return the config with short timeouts: an endpoint that does not answer is an answer."""
+    storage = config.storage.model_copy(update={"timeout_s": min(5.0, config.storage.timeout_s), "max_retries": 1})
+    return config.model_copy(update={"storage": storage})
 
 
 def _machine() -> str:
@@ -48,13 +60,7 @@ def _machine() -> str:
 
 
 def _libraries() -> str:
-    found = []
-    for name in LIBRARIES:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            found.append(f"{name} -")
-    return ", ".join(found)
+    return ", ".join(f"{name} {version or '-'}" for name, version in library_versions(LIBRARIES).items())
 
 
 def _known_answer() -> str:

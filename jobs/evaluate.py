@@ -1,21 +1,25 @@
 """`nightshift evaluate`: judge a bundle on held-out images, and write evaluation.json beside it."""
 
 import math
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from jobs.console import say, stage
+from jobs.console import images, say, stage
 from jobs.plan import present_plan
-from jobs.runs import HELD, Run, utc_now
+from jobs.runs import Run, utc_now
 from pipeline import layout
 from pipeline.documents import Document, encode
-from pipeline.errors import InputError
+from pipeline.errors import HeldError, InputError
 from pipeline.metrics import Sums, summarize
 from pipeline.plans import Plan
 from pipeline.registry import read_bundle_document, resolve
 from pipeline.rows import ShardReader
+from pipeline.shards import Shard
+from pipeline.splits import split_name
 from pipeline.tasks import EvaluateTask
 
-MISTAKES_KEPT = 10_000
+MISTAKES_KEPT, READS_AT_ONCE = 10_000, 16
 
 
 def work(run: Run, split: str | None = None) -> None:
@@ -26,7 +30,8 @@ def work(run: Run, split: str | None = None) -> None:
 def evaluate(run: Run, split: str | None, version: str) -> Document:
     """Judge a version on `split` (several: `val+test`); return the evaluation."""
     config, plan = run.config, present_plan(run)
-    splits = tuple(split.split("+")) if split else (_default_split(run, plan),)
+    named = _named_splits(run, plan)
+    splits = tuple(split_name(name) for name in split.split("+")) if split else (_default_split(run, named),)
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     task = EvaluateTask(
         config.store,
@@ -40,9 +45,11 @@ def evaluate(run: Run, split: str | None, version: str) -> Document:
         threads,
     )
     run.note(model=f"{config.model.name}@{version}")
-    sums = _judge(run, plan, task)
+    # Rows that the input puts into no split (None) get theirs by a hash of their bytes: those must be read to know.
+    wanted = [shard for shard, found in zip(plan.shards, named, strict=True) if found & {*splits, None}]
+    sums = _judge(run, wanted, task) if wanted else Sums()
     if not sums.num_images:
-        raise InputError(_nothing_judged(run, plan, splits, sums))
+        raise InputError(_nothing_judged(run, named, splits, sums, plan.details.get("format", "")))
     names = [item["name"] for item in read_bundle_document(run.store, config.model.name, version)["classes"]]
     document = {
         "split": "+".join(splits), "dataset": plan.dataset, "plan": plan.n, "model": config.model.name, "version": version,
@@ -55,14 +62,15 @@ def evaluate(run: Run, split: str | None, version: str) -> Document:
     return document
 
 
-def _judge(run: Run, plan: Plan, task: EvaluateTask) -> Sums:
+def _judge(run: Run, shards: Sequence[Shard], task: EvaluateTask) -> Sums:
+    """Return the sums over shards; HeldError when some cannot be judged: half an evaluation must not replace a whole one."""
     from cluster.dispatch import Failure
     from cluster.labeller import open_judge, over_shards
 
     run.start_cluster()
     sums, failures = Sums(), []
-    with stage("evaluate", plan.num_images) as progress:
-        for shard, outcome in over_shards(plan.shards, partial(open_judge, task), run.config.label):
+    with stage("evaluate", sum(shard.num_images for shard in shards)) as progress:
+        for shard, outcome in over_shards(shards, partial(open_judge, task), run.config.label):
             progress.advance(shard.num_images)
             if isinstance(outcome, Failure):
                 failures.append({"shard": shard.id, "error": outcome.error, "attempts": outcome.attempts})
@@ -71,38 +79,47 @@ def _judge(run: Run, plan: Plan, task: EvaluateTask) -> Sums:
     run.stage("evaluate", progress.seconds, sums.num_images)
     if failures:
         run.note(failures=failures, failed_shards=len(failures))
-        run.end(HELD, f"{len(failures)} shards could not be judged; the first: {failures[0]['error']}")
+        raise HeldError(
+            f"{len(failures)} of {len(shards)} shards could not be judged, so evaluation.json stays as it was; "
+            f"the same command tries again. The first: {failures[0]['error']}"
+        )
     return sums
 
 
-def _default_split(run: Run, plan: Plan) -> str:
+def _named_splits(run: Run, plan: Plan) -> list[set[str | None]]:
+    """Return per shard the splits that the input names in it, None for rows that it puts into none."""
+    reader = ShardReader(run.config.input, run.config.storage)
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        return list(pool.map(reader.splits, plan.shards))
+
+
+def _default_split(run: Run, named: list[set[str | None]]) -> str:
     """Return `test` where there is one, else `val`; InputError when there is neither."""
-    reader, found = ShardReader(run.config.input, run.config.storage), set[str]()
-    for shard in plan.shards:
-        found |= reader.splits(shard)
-        if "test" in found:
-            break
-    if not found:  # the input names no splits: a hash decides
-        found = {name for name in ("test", "val") if getattr(run.config.split, name) > 0}
-    for name in ("test", "val"):
-        if name in found:
-            return name
+    found = set[str | None]().union(*named)
+    hashed = {name for name in ("test", "val") if None in found and getattr(run.config.split, name) > 0}
+    for names in (found, hashed):  # what the input says comes first
+        for name in ("test", "val"):
+            if name in names:
+                return name
     raise InputError(
-        f"there is no split test or val to judge on, only {', '.join(sorted(found))}; choose one with --split"
+        f"there is no split test or val to judge on, only {_listed(named) or 'train'}; choose one with --split"
     )
 
 
-def _nothing_judged(run: Run, plan: Plan, splits: tuple[str, ...], sums: Sums) -> str:
+def _listed(named: list[set[str | None]]) -> str:
+    return ", ".join(sorted(name for name in set[str | None]().union(*named) if name))
+
+
+def _nothing_judged(
+    run: Run, named: list[set[str | None]], splits: tuple[str, ...], sums: Sums, plan_format: str
+) -> str:
     if sums.unknown_labels:
         known = ", ".join(list(sums.unknown_labels)[:3])
         return f"none of the labels in {run.config.input.label_column} ({known}, ...) is a class of the model; check model.classes"
-    if not run.config.input.label_column:
-        return "evaluation needs labels: set input.label_column, or give images in class-named folders"
-    reader = ShardReader(run.config.input, run.config.storage)
-    found = sorted(set[str]().union(*(reader.splits(shard) for shard in plan.shards)))
-    return f"no labelled image belongs to the split {'+'.join(splits)}" + (
-        f"; there are: {', '.join(found)}" if found else ""
-    )
+    if not run.config.input.label_column and plan_format != "images":
+        return "evaluation needs labels: set input.label_column"
+    found = _listed(named)
+    return f"no labelled image belongs to the split {'+'.join(splits)}" + (f"; there are: {found}" if found else "")
 
 
 def _announce(document: Document) -> None:
@@ -112,7 +129,7 @@ def _announce(document: Document) -> None:
         f"top-5 {document['top5']:.1%}, loss {document['loss']:.3f}, on {document['num_images']:,} images"
     )
     if document["quarantined"]:
-        say(f"{document['quarantined']:,} images of the split cannot be read")
+        say(f"{images(document['quarantined'])} of the split cannot be read")
     if document["unknown_labels"]:
         say(
             f"{sum(document['unknown_labels'].values()):,} images have labels that the model does not know; they are not judged"

@@ -32,11 +32,12 @@ def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = Fal
     ledger = read_ledger(run.store, asked, plan.shards)
     if retry_quarantined:
         ledger = {shard_id: entry for shard_id, entry in ledger.items() if not entry.quarantine}
-    skipped = _counts(plan, ledger)
-    before = set(ledger)
+    before = dict(ledger)
+    run.note(skipped=_counts(plan, before).images_in)
     ledger = _label_rounds(run, plan, asked, version, ledger)
-    done = {shard_id: entry for shard_id, entry in ledger.items() if shard_id not in before}
-    _settle(run, plan, asked, ledger, _counts(plan, done), skipped)
+    done = {shard_id: entry for shard_id, entry in ledger.items() if entry is not before.get(shard_id)}
+    skipped = {shard_id: entry for shard_id, entry in ledger.items() if shard_id not in done}
+    _settle(run, plan, asked, ledger, _counts(plan, done), _counts(plan, skipped))
 
 
 def _label_rounds(
@@ -59,7 +60,7 @@ def _label_shards(run: Run, shards: list[Shard], asked: Generation, version: str
     from cluster.dispatch import Failure
     from cluster.labeller import label
 
-    config, entries, failures = run.config, {}, []
+    config, entries, failures, done = run.config, {}, [], Counts()
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     run.start_cluster()
     task = LabelTask(config.store, config.storage, config.input, config.label, asked, version, run.id, threads)
@@ -70,6 +71,8 @@ def _label_shards(run: Run, shards: list[Shard], asked: Generation, version: str
                 failures.append({"shard": shard.id, "error": outcome.error, "attempts": outcome.attempts})
             else:
                 entries[shard.id] = outcome
+                done += outcome.live_counts(shard)
+                run.count(done)  # a run that is stopped says what it did
     run.stage("label", progress.seconds, progress.done)
     run.note(failures=failures, failed_shards=len(failures), images_per_s=round(progress.rate, 1))
     return entries

@@ -1,13 +1,18 @@
 """`nightshift labels`: the current view, shown or copied into one file."""
 
 import json
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
+
+import pyarrow as pa
 
 from jobs.config import Config
 from jobs.console import say
 from pipeline.errors import UsageError
 from pipeline.publication import View, read_view
+from pipeline.schema import prediction_schema
 from pipeline.storage import Storage, join
 from pipeline.tables import read_table
 
@@ -54,41 +59,49 @@ def _copy(store: Storage, view: View, target: Path) -> None:
         raise UsageError(
             f"--to {target}: unknown format {target.suffix!r}; use a name that ends in {', '.join(WRITERS)}"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.tmp")
     write = {".parquet": _write_parquet, ".csv": _write_csv, ".jsonl": _write_jsonl}[target.suffix]
     try:
-        write((read_table(store, path) for path in view.files), temporary)
-        temporary.replace(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(_tables(store, view), temporary)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UsageError(f"--to {target}: {error.strerror}; choose a place that can be written") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
-def _write_parquet(tables: Any, path: Path) -> None:
+def _tables(store: Storage, view: View) -> Iterator[pa.Table]:
+    """Yield the view's tables; for a view without labels the empty one, so that a copy has its columns all the same."""
+    if not view.files:
+        yield prediction_schema(pa.string()).empty_table()
+    for path in view.files:
+        yield read_table(store, path)
+
+
+def _write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
     import pyarrow.parquet as pq
 
-    writer = None
-    for table in tables:
-        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table)
-    if writer:
-        writer.close()
+    first = next(tables)
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for table in chain([first], tables):
+            if table.schema != first.schema:
+                kinds = f"{first.schema.field('image_id').type} and {table.schema.field('image_id').type}"
+                raise UsageError(f"image ids are {kinds} in different input files; copy the view into a .csv or .jsonl")
+            writer.write_table(table)
 
 
-def _write_csv(tables: Any, path: Path) -> None:
+def _write_csv(tables: Iterator[pa.Table], path: Path) -> None:
     """Write flat columns; the best classes become JSON text. A leading = + - @ gets a quote: spreadsheets run formulas."""
     import csv
 
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = None
-        for table in tables:
-            writer = writer or csv.DictWriter(file, table.column_names)
-            if file.tell() == 0:
-                writer.writeheader()
-            for row in table.to_pylist():
-                writer.writerow({key: _cell(value) for key, value in row.items()})
+        first = next(tables)
+        writer = csv.DictWriter(file, first.column_names)
+        writer.writeheader()
+        for table in chain([first], tables):
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in table.to_pylist())
 
 
 def _cell(value: Any) -> Any:
@@ -97,7 +110,7 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def _write_jsonl(tables: Any, path: Path) -> None:
+def _write_jsonl(tables: Iterator[pa.Table], path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
         for table in tables:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+            file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())

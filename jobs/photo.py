@@ -8,6 +8,8 @@ from pipeline.errors import ImageError, InputError
 from pipeline.page import speak
 from pipeline.registry import resolve
 
+SHOWN = 5  # best classes, at least
+
 
 def label_photo(config: Config, path: str, as_json: bool) -> int:
     """Print the best classes of one image file.
@@ -26,7 +28,7 @@ def label_photo(config: Config, path: str, as_json: bool) -> int:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"--image {path}: {error.strerror}; give the path of an image file") from error
-    predictor = Predictor(load_bundle(store, config.model.name, version), config.label.top_k)
+    predictor = Predictor(load_bundle(store, config.model.name, version), max(SHOWN, config.label.top_k))
     try:
         row = answer(predictor, path, data, config.input.max_pixels)
     except ImageError as error:

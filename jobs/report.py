@@ -7,7 +7,7 @@ from jobs.console import say
 from jobs.runs import read_runs
 from pipeline import layout
 from pipeline.documents import Document, read_document
-from pipeline.errors import NotFoundError, UsageError
+from pipeline.errors import NightshiftError, NotFoundError, UsageError
 from pipeline.storage import Storage, join
 
 
@@ -31,8 +31,11 @@ def write_report(config: Config, store: Storage, run: Document) -> str:
 
 
 def announce_report(config: Config, store: Storage, run: Document) -> None:
-    """Write the page at the end of a run and say where it is."""
-    say(f"report: {write_report(config, store, run)}")
+    """Write the page at the end of a run and say where it is; a page that fails takes nothing away from the run."""
+    try:
+        say(f"report: {write_report(config, store, run)}")
+    except NightshiftError as error:
+        say(f"the report cannot be written ({error}); `nightshift report CONFIG --run {run['run_id']}` tries again")
 
 
 def _chosen(store: Storage, config: Config, run_id: str | None) -> Document:

@@ -1,14 +1,15 @@
 """The record of a run: what was asked, what came of it, how it ended. Written to the store however the run ends."""
 
 import os
+import re
 import sys
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import Any
 
@@ -17,7 +18,7 @@ from jobs.console import say
 from pipeline import layout
 from pipeline.counts import Counts
 from pipeline.documents import Document, encode, read_document
-from pipeline.errors import NightshiftError, StorageError, TransientError
+from pipeline.errors import NightshiftError, NotFoundError, StorageError, TransientError, UsageError
 from pipeline.storage import Storage
 
 OK, FAILED, USAGE, HELD, NOTHING_NEW, STOPPED = range(6)
@@ -29,6 +30,14 @@ OUTCOMES = {
     NOTHING_NEW: "nothing new, although the config requires it",
     STOPPED: "stopped early; the same command continues it",
 }
+GRAVITY = (
+    OK,
+    NOTHING_NEW,
+    HELD,
+    STOPPED,
+    USAGE,
+    FAILED,
+)  # a run with a broken input file that is then stopped was stopped
 READS_AT_ONCE = 16
 LIBRARIES = ("nightshift", "ray", "torch", "torchvision", "pyarrow", "pillow")
 
@@ -44,13 +53,15 @@ class Run:
     def __init__(self, command: str, config: Config, run_id: str | None) -> None:
         self.config, self.store = config, config.open_store()
         self.id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{command}-{uuid.uuid4().hex[:4]}"
+        if run_id is not None:
+            _check_name(self.store, run_id)
         self._started, self._session, self._joined = monotonic(), ExitStack(), False
         self.record: dict[str, Any] = {
             "run_id": self.id, "command": command, "dataset": config.dataset, "started_at": utc_now(),
             "images_in": 0, "labelled": 0, "quarantined": 0, "skipped": 0, "failed_shards": 0, "images_per_s": None,
             "model": None, "fingerprint": None, "exit_code": OK, "failures": [], "failed_files": [], "stages": [],
-            "view": None, "config": config.model_dump(mode="json"),
-            "versions": {name: version(name) for name in LIBRARIES},
+            "view": None, "config": without_secrets(config.model_dump(mode="json")),
+            "versions": library_versions(LIBRARIES),
         }  # fmt: skip
 
     def start_cluster(self) -> None:
@@ -78,23 +89,62 @@ class Run:
         self.note(images_in=counts.images_in, labelled=counts.labelled, quarantined=counts.quarantined)
 
     def end(self, exit_code: int, reason: str = "") -> None:
-        """Settle how the run ended; of two reasons the first counts."""
-        if self.record["exit_code"] == OK:
+        """Settle how the run ended; of several endings the gravest counts, of equals the first."""
+        if GRAVITY.index(exit_code) > GRAVITY.index(self.record["exit_code"]):
             outcome = OUTCOMES[exit_code] + (f": {reason}" if reason else "")
             self.note(exit_code=exit_code, outcome=outcome)
 
     def save(self) -> None:
-        """Write run.json."""
+        """Write run.json; AlreadyExistsError when another run of this name wrote its own meanwhile."""
         self.record.setdefault("outcome", OUTCOMES[OK])
         self.note(finished_at=utc_now(), seconds=round(monotonic() - self._started, 3))
-        self.store.write(f"{layout.run(self.id)}/run.json", encode(self.record))
+        self.store.create(f"{layout.run(self.id)}/run.json", encode(self.record))
+
+
+def _check_name(store: Storage, run_id: str) -> None:
+    """Refuse a run id that is no plain name, or that an earlier run has: its record is history."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run_id):
+        raise UsageError(
+            f"--run-id {run_id!r}: expected a name of letters, digits, dots, dashes and underscores that starts with a "
+            "letter or a digit, such as 2026-11-24-night"
+        )
+    with suppress(NotFoundError):
+        store.stat(f"{layout.run(run_id)}/run.json")
+        raise UsageError(
+            f"--run-id {run_id}: the store has a run of this name, and its record is not overwritten; choose another name, "
+            "or leave --run-id out"
+        )
+
+
+def without_secrets(value: Any) -> Any:
+    """Return a config without what may be a credential in a URL: user and password, and the query (signatures, tokens)."""
+    if isinstance(value, dict):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_secrets(item) for item in value]
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    return re.sub(r"\?.*$", "?***", re.sub(r"://[^/@]*@", "://***@", value))
+
+
+def library_versions(names: Sequence[str]) -> dict[str, str | None]:
+    """Return the installed versions, None for what is not installed: submitting, for one, needs no torch."""
+    found: dict[str, str | None] = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    return found
 
 
 def read_runs(store: Storage) -> list[Document]:
     """Return the records of all runs, oldest first; records that cannot be read are left out."""
     paths = [entry.path for entry in store.list("runs") if entry.path.endswith("/run.json")]
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        found = [record for record in pool.map(lambda path: _record(store, path), paths) if record]
+        found = [
+            record for record in pool.map(lambda path: _record(store, path), paths) if record and "started_at" in record
+        ]
     return sorted(found, key=lambda record: str(record["started_at"]))
 
 
@@ -121,7 +171,8 @@ def execute(run: Run, work: Callable[[Run], None]) -> int:
     try:
         run.save()
     except (StorageError, TransientError) as error:
-        run.end(FAILED, f"the store cannot be written: {error}")
+        say(f"the run's record cannot be written: {error}")
+        run.end(FAILED, "the store cannot be written")
     code: int = run.record["exit_code"]
     if code != OK:
         say(f"nightshift {run.record['command']}: {run.record['outcome']}")

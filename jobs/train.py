@@ -15,7 +15,6 @@ from pipeline.errors import InputError, ModelError, NightshiftError, NotFoundErr
 from pipeline.examples import Examples, fingerprint, load_examples
 from pipeline.plans import Plan
 from pipeline.registry import promote_first
-from pipeline.settings import TrainSettings
 from pipeline.shards import Shard
 from pipeline.splits import missing
 from pipeline.storage import open_storage
@@ -51,11 +50,17 @@ def _fit(run: Run, again: bool) -> str:
     if config.train.mode != "scratch" and not config.model.weights:
         raise ModelError(f"train.mode {config.train.mode} starts from weights: set model.weights, or use mode scratch")
     plan = present_plan(run)
-    name = _make_examples(run, plan)
+    weights = _weights_digest(run) if config.train.mode != "scratch" else None
+    name = _make_examples(run, plan, weights)
     examples = load_examples(run.store, plan.dataset, name, plan.shards, config.split)
     classes = _check(examples)
-    key = _run_key(run, plan)
-    finished = _result(run, key)
+    num_train = len(examples.of("train"))
+    if num_train < config.train.workers:
+        raise InputError(
+            f"{num_train} training images are fewer than train.workers ({config.train.workers}); use fewer workers"
+        )
+    key = _run_key(run, plan, weights)
+    finished = _finished(run, key)
     if finished and not again:
         say(f"this training is finished already, as {config.model.name}@{finished}; --again repeats it")
         return finished
@@ -63,8 +68,8 @@ def _fit(run: Run, again: bool) -> str:
         config.store, config.storage, config.input, config.split, config.model, config.train, config.seed,
         plan.dataset, plan.shards, name, classes.names, key, utc_now(),
     )  # fmt: skip
-    _train(run, task, len(examples.of("train")), again)
-    version = _result(run, key)
+    _train(run, task, num_train, again)
+    version = _finished(run, key)
     if version is None:
         raise NightshiftError(
             "training ended without a result; run the command again, it continues from the last checkpoint"
@@ -72,14 +77,14 @@ def _fit(run: Run, again: bool) -> str:
     return version
 
 
-def _make_examples(run: Run, plan: Plan) -> str:
+def _make_examples(run: Run, plan: Plan, weights: str | None) -> str:
     """Make the example tables that are missing, as a cluster job; return what they are called."""
     config = run.config
     backbone = config.train.mode == "head" and config.train.cache_features
     name = fingerprint(
         config.input,
         config.model,
-        _weights_digest(run) if backbone else None,
+        weights if backbone else None,
         f"torchvision {library_version('torchvision')}",
     )
     folder = layout.features(plan.dataset, name, "").rpartition("/")[0]
@@ -153,7 +158,7 @@ def _check(examples: Examples) -> Classes:
     return classes
 
 
-def _run_key(run: Run, plan: Plan) -> str:
+def _run_key(run: Run, plan: Plan, weights: str | None) -> str:
     """Return the training's identity: what is trained on and how, but not on how many workers."""
     config = run.config
     return digest(
@@ -161,36 +166,39 @@ def _run_key(run: Run, plan: Plan) -> str:
             "shards": [[shard.id, sorted(shard.tombstoned)] for shard in plan.shards],
             "input": fingerprint(config.input, config.model, None, ""),
             "split": config.split.model_dump(),
-            "model": config.model.model_dump(exclude={"version"}),
+            "model": config.model.model_dump(exclude={"version", "weights"}),
+            "weights": weights,
             "train": config.train.model_dump(exclude=EXECUTION),
             "seed": config.seed,
         }
     )
 
 
-def _result(run: Run, key: str) -> str | None:
-    """Return the version that a finished training made."""
+def _finished(run: Run, key: str) -> str | None:
+    """Return the version that a finished training made, None when its bundle is no longer whole."""
     try:
         version: str = read_document(run.store, f"{layout.training(key)}/result.json")["version"]
     except NotFoundError:
         return None
-    return version
+    folder = layout.bundle(run.config.model.name, version)
+    there = {entry.path for entry in run.store.list(folder)}
+    return version if {f"{folder}/bundle.json", f"{folder}/weights.safetensors"} <= there else None
 
 
 def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
     from cluster.trainer import train
+    from pipeline.checkpoints import Checkpoints
 
+    settings, checkpoints = task.train, Checkpoints(run.store, task.run_key)
     if again:
-        for entry in list(run.store.list(layout.training(task.run_key))):
-            run.store.delete(entry.path)
+        checkpoints.clear()
+    done = checkpoints.epochs_done()
+    if done:
+        say(f"an earlier run was stopped after epoch {done} of {settings.epochs}; this one continues")
     run.start_cluster()
-    settings: TrainSettings = task.train
-    with stage("train", num_train * settings.epochs) as progress:
-        train(task, progress.advance)
-        progress.advance(
-            progress.total - progress.done if progress.total else 0
-        )  # workers post now and then, not at their end
-    run.stage("train", progress.seconds, num_train * settings.epochs)
+    with stage("train", num_train * (settings.epochs - done)) as progress:
+        train(task, num_train * done, progress.advance)
+    run.stage("train", progress.seconds, progress.done)
     history = read_document(run.store, f"{layout.training(task.run_key)}/result.json")["history"]
     last = history[-1]
     val = f", validation {last['val_top1']:.1%}" if last["val_top1"] is not None else ""

@@ -52,21 +52,20 @@ def decoder(transforms: Transforms, max_pixels: int) -> Decoder:
 def decoded_batches(
     chunks: Iterator[list[Row]], decode_row: Decoder, transforms: Transforms, threads: int
 ) -> Iterator[Batch]:
-    """Decode lists of rows ahead of the caller, at most BATCHES_AHEAD of them in memory.
+    """Read and decode lists of rows ahead of the caller, at most BATCHES_AHEAD + 2 of them in memory.
 
     Errors of reading (`chunks`) reach the caller as they are; errors of one image are in its batch's `bad`.
     """
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as pool:
         ahead: deque[tuple[list[Row], list[Future[tuple[Pixels, tuple[int, int]] | ImageError]]]] = deque()
-        more = True
-        while more or ahead:
+        reading: Future[list[Row] | None] | None = reader.submit(next, chunks, None)
+        while reading or ahead:
             started = perf_counter()
-            while more and len(ahead) <= BATCHES_AHEAD:
-                rows = next(chunks, None)
-                if rows is None:
-                    more = False
-                else:
-                    ahead.append((rows, [pool.submit(decode_row, row) for row in rows]))
+            while reading and len(ahead) <= BATCHES_AHEAD and (reading.done() or not ahead):
+                read = reading.result()
+                reading = reader.submit(next, chunks, None) if read is not None else None
+                if read is not None:
+                    ahead.append((read, [pool.submit(decode_row, row) for row in read]))
             if ahead:
                 rows, futures = ahead.popleft()
                 results = [future.result() for future in futures]

@@ -21,6 +21,8 @@ from pipeline.settings import StorageSettings
 from pipeline.storage import Storage, open_storage
 from pipeline.transforms import Transforms, transforms_from_json
 
+VERSION_LENGTH = 12
+
 StateDict = dict[str, torch.Tensor]
 
 
@@ -77,7 +79,7 @@ def seal(storage: Storage, name: str, architecture: Architecture, weights: State
         "temperature": temperature,
         "weights_sha256": hashlib.sha256(data).hexdigest(),
     }
-    version = digest(document, 12)
+    version = digest(document, VERSION_LENGTH)
     folder = layout.bundle(name, version)
     storage.write(f"{folder}/weights.safetensors", data)
     storage.write(f"{folder}/bundle.json", encode(document))
@@ -90,10 +92,17 @@ def load_bundle(storage: Storage, name: str, version: str) -> Bundle:
     Raises
     ------
     ModelError
-        When there is none, its format is another one, or its weights are not the sealed ones.
+        When there is none, its format is another one, or its files are not the sealed ones.
     """
     document = read_bundle_document(storage, name, version)
-    data = storage.read(f"{layout.bundle(name, version)}/weights.safetensors")
+    if digest(document, VERSION_LENGTH) != version:
+        raise ModelError(f"bundle {name}@{version}: bundle.json is not the sealed file; restore it or train again")
+    try:
+        data = storage.read(f"{layout.bundle(name, version)}/weights.safetensors")
+    except NotFoundError as error:
+        raise ModelError(
+            f"bundle {name}@{version}: weights.safetensors is missing; restore it or train again"
+        ) from error
     if hashlib.sha256(data).hexdigest() != document["weights_sha256"]:
         raise ModelError(
             f"bundle {name}@{version}: weights.safetensors is not the sealed file; restore it or train again"

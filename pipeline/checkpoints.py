@@ -1,5 +1,7 @@
 """Checkpoints of a training: safetensors + JSON, one per epoch. The JSON is written last and makes the checkpoint exist."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from safetensors.torch import load, save
 
 from pipeline import layout
-from pipeline.documents import Document, encode, read_document
+from pipeline.documents import Document, encode
 from pipeline.errors import NotFoundError
 from pipeline.storage import Storage
 
@@ -43,7 +45,8 @@ class Checkpoints:
                     scalars[f"{number}.{key}"] = value
         data = save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()})
         name = f"{self._folder}/epoch-{len(history):05d}"
-        document = {"history": history, "groups": state["param_groups"], "scalars": scalars}
+        sha256 = hashlib.sha256(data).hexdigest()
+        document = {"history": history, "groups": state["param_groups"], "scalars": scalars, "sha256": sha256}
         self._store.write(f"{name}.safetensors", data)
         self._store.write(f"{name}.json", encode(document))
         for old in self._epochs()[:-KEEP]:
@@ -51,33 +54,38 @@ class Checkpoints:
             self._store.delete(f"{self._folder}/epoch-{old:05d}.safetensors")
 
     def newest(self) -> Checkpoint | None:
-        """Return the newest checkpoint, None when there is none."""
-        epochs = self._epochs()
-        if not epochs:
+        """Return the newest checkpoint that is whole, None when there is none."""
+        found = (self._read(epoch) for epoch in reversed(self._epochs()))
+        return next((checkpoint for checkpoint in found if checkpoint), None)
+
+    def epochs_done(self) -> int:
+        """Return how many epochs the newest checkpoint has behind it, by its name alone."""
+        return max(self._epochs(), default=0)
+
+    def _read(self, epoch: int) -> Checkpoint | None:
+        """Return a checkpoint, None when it is damaged. What only one worker may see, such as no permission, is raised."""
+        name = f"{self._folder}/epoch-{epoch:05d}"
+        try:
+            document, data = json.loads(self._store.read(f"{name}.json")), self._store.read(f"{name}.safetensors")
+        except (ValueError, NotFoundError):
             return None
-        name = f"{self._folder}/epoch-{epochs[-1]:05d}"
-        document, tensors = read_document(self._store, f"{name}.json"), load(self._store.read(f"{name}.safetensors"))
+        if not isinstance(document, dict) or document.get("sha256") != hashlib.sha256(data).hexdigest():
+            return None
+        tensors = load(data)
         model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
         state: dict[int, dict[str, Any]] = {}
         values = {key.removeprefix("optimizer."): t for key, t in tensors.items() if key.startswith("optimizer.")}
         for key, value in (values | document["scalars"]).items():
             number, _, field = key.partition(".")
             state.setdefault(int(number), {})[field] = value
-        return Checkpoint(epochs[-1], document["history"], model, {"state": state, "param_groups": document["groups"]})
+        return Checkpoint(epoch, document["history"], model, {"state": state, "param_groups": document["groups"]})
 
     def finish(self, result: Document) -> None:
         """Record that the training is over."""
         self._store.write(f"{self._folder}/result.json", encode(result))
 
-    def result(self) -> Document | None:
-        """Return what `finish` recorded, None before that."""
-        try:
-            return read_document(self._store, f"{self._folder}/result.json")
-        except NotFoundError:
-            return None
-
     def clear(self) -> None:
-        """Forget the training, so that it starts over."""
+        """Forget the training, so that it starts over. JSON goes first: what is left of a killed clearing counts as nothing."""
         for entry in sorted(self._store.list(self._folder), key=lambda e: e.path.endswith(".safetensors")):
             self._store.delete(entry.path)
 

@@ -84,8 +84,9 @@ def parse_classes(data: bytes, location: str) -> Classes:
 def _pair(item: Any, position: int, location: str) -> tuple[str, str]:
     if isinstance(item, str):
         return item, item
-    if not isinstance(item, dict) or "name" not in item:
+    if not isinstance(item, dict) or item.get("name") is None:
         raise ModelError(f"{location}: entry {position} is {item!r}; expected a name, or an object with the key name")
     if item.get("index", position) != position:
         raise ModelError(f"{location}: entry {position} says index {item['index']}; expected the list in index order")
-    return str(item["name"]), str(item.get("id") or item.get("wnid") or item["name"])
+    key = next(item[k] for k in ("id", "wnid", "name") if item.get(k) is not None)  # an id may be 0
+    return str(item["name"]), str(key)

@@ -7,6 +7,7 @@
     │   └── ModelError                  weights, builder or bundle do not fit
     ├── StorageError                    the store answered no, and asking again will not help
     │   ├── NotFoundError               no such object
+    │   ├── AccessDeniedError           it may exist, but not for us: mend credentials or permissions
     │   ├── AlreadyExistsError          create-only write lost the race: read the winner
     │   └── SourceChangedError          the object is not the version that was planned: plan again
     ├── TransientError                  throttling, timeouts, 5xx: retry the whole attempt
@@ -48,6 +49,10 @@ class StorageError(NightshiftError):
 
 class NotFoundError(StorageError):
     """No object of that name."""
+
+
+class AccessDeniedError(StorageError):
+    """The storage does not let us: credentials, permissions or a policy."""
 
 
 class AlreadyExistsError(StorageError):

@@ -41,6 +41,7 @@ def fingerprint(source: InputSettings, model: ModelSettings, weights_sha256: str
     asked: dict[str, Any] = {
         "version": EXAMPLES_VERSION,
         "max_pixels": source.max_pixels,
+        "images": [source.image_column, source.uri_column, source.allowed_prefixes],
         "columns": [source.label_column, source.split_column, source.group_column],
     }
     if weights_sha256 is not None:

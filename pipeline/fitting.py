@@ -88,13 +88,14 @@ def _trainee(
     task: TrainTask, net: nn.Module, transforms: Transforms, seat: Seat, wrap: Wrap
 ) -> tuple[nn.Module, Trainee]:
     """Return the part that learns, and how it is trained: the head alone on features, or the network on pixels."""
+    if task.train.mode != "head":
+        whole = OnPixels(net, transforms).to(seat.device)
+        return net, Trainee(whole, wrap(whole), lambda training: _set_mode(whole, whole, training))
     head = zoo.head_of(net)
     if task.cached:
         head.to(seat.device)
         return head, Trainee(head, wrap(head), lambda training: None)
     whole = OnPixels(net, transforms).to(seat.device)
-    if task.train.mode != "head":
-        return net, Trainee(whole, wrap(whole), lambda training: _set_mode(whole, whole, training))
     for parameter in net.parameters():
         parameter.requires_grad = False
     for parameter in head.parameters():

@@ -4,26 +4,34 @@ import base64
 import heapq
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 from PIL import Image
 
 from pipeline.documents import Document
-from pipeline.errors import ImageError, ModelError, NightshiftError
+from pipeline.errors import ModelError, NightshiftError
 from pipeline.images import decode
 from pipeline.layout import Generation
 from pipeline.ledger import LedgerEntry, read_ledger
 from pipeline.page import PageData, Thumbnail
 from pipeline.plans import read_plan
+from pipeline.publication import live_rows
 from pipeline.registry import read_beside, read_bundle_document
 from pipeline.rows import ShardReader
 from pipeline.settings import InputSettings, StorageSettings
+from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.tables import read_table
 
 PICTURES, QUARANTINE_ROWS, FILES_LOOKED_AT = 12, 50, 200
 THUMBNAIL_PX = 160
+
+Ledger = list[tuple[Shard, LedgerEntry]]
 
 
 def gather(store: Storage, run: Document, source: InputSettings, storage: StorageSettings) -> PageData:
@@ -39,9 +47,9 @@ def gather(store: Storage, run: Document, source: InputSettings, storage: Storag
     return PageData(
         run=run,
         label_counts=_label_counts(store, ledger, model, version),
-        confidence_counts=tuple(sum(bins) for bins in zip(*(e.confidences for e in ledger), strict=True)),
-        quarantine=tuple(quarantined(store, (e.quarantine.path for e in ledger if e.quarantine), QUARANTINE_ROWS)),
-        quarantine_reasons=tuple(sum((Counter(entry.reasons) for entry in ledger), Counter()).most_common()),
+        confidence_counts=tuple(sum(bins) for bins in zip(*(e.confidences for _, e in ledger), strict=True)),
+        quarantine=tuple(islice(_rejected(store, ledger), QUARANTINE_ROWS)),
+        quarantine_reasons=tuple(sum((Counter(entry.reasons) for _, entry in ledger), Counter()).most_common()),
         evaluation=evaluation,
         history=tuple(training["history"]) if training else (),
         least_confident=tuple(pictures.of_prediction(row) for row in least),
@@ -50,17 +58,37 @@ def gather(store: Storage, run: Document, source: InputSettings, storage: Storag
     )
 
 
-def _ledger(store: Storage, run: Document, model: str) -> list[LedgerEntry]:
-    """Return the commits of the generation that the run worked on; none for a run that did not label."""
+def _ledger(store: Storage, run: Document, model: str) -> Ledger:
+    """Return the run's own commits, or all of its generation for a run that found everything done; none without labelling."""
     plan = read_plan(store, run["dataset"]) if run.get("fingerprint") else None
     if plan is None:
         return []
     entries = read_ledger(store, Generation(run["dataset"], model, run["fingerprint"]), plan.shards)
-    return [entries[shard.id] for shard in plan.shards if shard.id in entries]
+    if run.get("images_in"):
+        entries = {shard_id: entry for shard_id, entry in entries.items() if entry.run_id == run["run_id"]}
+    return [(shard, _live(store, shard, entries[shard.id])) for shard in plan.shards if shard.id in entries]
 
 
-def _label_counts(store: Storage, ledger: list[LedgerEntry], model: str, version: str) -> tuple[tuple[str, int], ...]:
-    counts: Counter[str] = sum((Counter(entry.classes) for entry in ledger), Counter())
+def _live(store: Storage, shard: Shard, entry: LedgerEntry) -> LedgerEntry:
+    """Return the entry as it is without segments that vanished: counted again from the files, which few shards need."""
+    if not shard.tombstoned:
+        return entry
+    labels = live_rows(read_table(store, entry.labels.path, ("class_index", "confidence", "segment")), shard)
+    reasons = Counter(row["reason"] for row in _rejected(store, [(shard, entry)]))
+    classes = Counter(str(index) for index in labels["class_index"].to_pylist())
+    bins = np.histogram(labels["confidence"].to_numpy(), len(entry.confidences), (0, 1))[0]
+    return replace(entry, reasons=dict(reasons), classes=dict(classes), confidences=bins.tolist())
+
+
+def _rejected(store: Storage, ledger: Ledger) -> Iterator[dict[str, Any]]:
+    """Yield the quarantined rows that still exist."""
+    for shard, entry in ledger:
+        if entry.quarantine:
+            yield from live_rows(read_table(store, entry.quarantine.path), shard).to_pylist()
+
+
+def _label_counts(store: Storage, ledger: Ledger, model: str, version: str) -> tuple[tuple[str, int], ...]:
+    counts: Counter[str] = sum((Counter(entry.classes) for _, entry in ledger), Counter())
     if not counts:
         return ()
     try:
@@ -71,21 +99,17 @@ def _label_counts(store: Storage, ledger: list[LedgerEntry], model: str, version
 
 
 def quarantined(store: Storage, files: Iterable[str], limit: int) -> list[dict[str, Any]]:
-    """Return the first rows of some quarantine files."""
-    rows: list[dict[str, Any]] = []
-    for path in files:
-        if len(rows) >= limit:
-            break
-        rows += read_table(store, path).to_pylist()
-    return rows[:limit]
+    """Return the first rows of a view's quarantine files."""
+    return list(islice((row for path in files for row in read_table(store, path).to_pylist()), limit))
 
 
-def _extremes(store: Storage, ledger: list[LedgerEntry]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _extremes(store: Storage, ledger: Ledger) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the least and the most confident predictions of the first label files, each in order."""
     least: list[dict[str, Any]] = []
     most: list[dict[str, Any]] = []
-    for entry in ledger[:FILES_LOOKED_AT]:
-        table = read_table(store, entry.labels.path, ("image_id", "uri", "confidence", "top_k")).sort_by("confidence")
+    for shard, entry in ledger[:FILES_LOOKED_AT]:
+        table = read_table(store, entry.labels.path, ("image_id", "uri", "confidence", "top_k", "segment"))
+        table = live_rows(table, shard).sort_by("confidence")
         least = heapq.nsmallest(PICTURES, least + table.slice(0, PICTURES).to_pylist(), key=_confidence)
         tail = table.slice(max(0, table.num_rows - PICTURES)).to_pylist()
         most = heapq.nlargest(PICTURES, most + tail, key=_confidence)
@@ -113,7 +137,7 @@ class _Pictures:
     def _data_uri(self, uri: str) -> str:
         try:
             image = decode(self._reader.read_one(uri), "RGB", self._max_pixels).image
-        except (NightshiftError, ImageError):
+        except (NightshiftError, pa.ArrowException, LookupError, ValueError):  # the last three: another table by now
             return ""
         return thumbnail(image)
 

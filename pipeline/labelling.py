@@ -15,7 +15,7 @@ from pipeline.batches import Batch, decoded_batches, decoder
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.counts import Counts
 from pipeline.engine import TorchEngine, log_softmax
-from pipeline.errors import ImageError
+from pipeline.errors import ImageError, ModelError
 from pipeline.ledger import LedgerEntry, commit
 from pipeline.rows import Row, ShardReader
 from pipeline.schema import prediction_schema, quarantine_schema, table_of
@@ -36,10 +36,18 @@ class Predictor:
         self._top_k = min(top_k, len(bundle.architecture.classes))
 
     def log_probabilities(self, batch: Batch) -> npt.NDArray[np.float64]:
-        """Return float64 [B, K]."""
+        """Return float64 [B, K]; ModelError when the network answers with anything but finite numbers."""
         if not batch.good:
             return np.empty((0, len(self.bundle.architecture.classes)))
-        return log_softmax(self.engine(batch.pixels), self.bundle.temperature)
+        logits = self.engine(batch.pixels)
+        finite = np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            raise ModelError(
+                f"bundle {self.bundle.id} answers {batch.good[int(finite.argmin())].uri} with NaN or infinite numbers, "
+                "expected finite ones: its training diverged or its weights are damaged. Train again (perhaps with a "
+                "lower train.learning_rate), or name another version in model.version"
+            )
+        return log_softmax(logits, self.bundle.temperature)
 
     def probabilities(self, batch: Batch) -> npt.NDArray[np.float32]:
         """Return float32 [B, K]; each row sums to 1."""
@@ -59,7 +67,7 @@ class Labeller:
         self._task = task
         self._store = open_storage(task.store, task.storage)
         self._predictor = Predictor(load_bundle(self._store, task.generation.model, task.version), task.label.top_k)
-        self._reader = ShardReader(task.input, task.storage)
+        self._reader = ShardReader(task.input.without_truth(), task.storage)
 
     def __call__(self, shard: Shard) -> LedgerEntry:
         """Label and commit one shard."""

@@ -68,9 +68,14 @@ def read_ledger(storage: Storage, generation: Generation, shards: Iterable[Shard
 
 
 def mismatched(storage: Storage, generation: Generation, entries: dict[str, LedgerEntry]) -> list[str]:
-    """Return the shards whose label file is not what the ledger says, by one listing: gone, or of another size."""
-    sizes = {entry.path: entry.size_bytes for entry in storage.list(f"labels/{generation.dataset}/{generation.name}")}
-    return [shard_id for shard_id, entry in entries.items() if sizes.get(entry.labels.path) != entry.labels.size_bytes]
+    """Return the shards with a file that is not what the ledger says, by one listing of each kind: gone, or of another size."""
+    folders = [f"{kind}/{generation.dataset}/{generation.name}" for kind in ("labels", "quarantine")]
+    sizes = {found.path: found.size_bytes for folder in folders for found in storage.list(folder)}
+    return [
+        shard_id
+        for shard_id, entry in entries.items()
+        if any(sizes.get(file.path) != file.size_bytes for file in (entry.labels, entry.quarantine) if file)
+    ]
 
 
 def _read(storage: Storage, path: str) -> LedgerEntry:

@@ -1,19 +1,30 @@
 """S3, GCS, Azure, HTTP and memory as Storage, through obstore (Rust object_store), which retries and limits by itself."""
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, BinaryIO, cast
+from urllib.parse import quote
 
 import obstore
 from obstore import exceptions as failures
 from obstore.store import MemoryStore, from_url
 
-from pipeline.errors import AlreadyExistsError, ConfigError, NotFoundError, StorageError, TransientError
+from pipeline.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    ConfigError,
+    NightshiftError,
+    NotFoundError,
+    StorageError,
+    TransientError,
+)
 from pipeline.settings import StorageSettings
 from pipeline.storage import Entry, changed, join, scheme_of
 
+PASSING_REFUSALS = (408, 409, 425, 429)  # HTTP: timeout, conflict, too early, too many requests
 _memory: dict[str, MemoryStore] = {}
 
 
@@ -121,9 +132,17 @@ def _connect(url: str, settings: StorageSettings) -> Any:
     if endpoint.startswith("http://") or scheme == "http":
         client["allow_http"] = True
     retry: dict[str, Any] = {"max_retries": settings.max_retries, "retry_timeout": timeout * (settings.max_retries + 1)}
-    options: dict[str, Any] = _s3_options(settings) if scheme in ("s3", "s3a") else {}
-    with _translated(url):
-        return from_url(url, client_options=client, retry_config=retry, **options)
+    options = _s3_options(settings) if scheme in ("s3", "s3a") else _other_options(scheme, settings)
+    scheme, _, path = url.partition("://")
+    # from_url takes its argument as a URL, where %, # and ? have a meaning; in ours they are part of the key.
+    safe = "/%:@" if scheme_of(url) in ("http", "https") else "/:@"
+    try:
+        return from_url(f"{scheme}://{quote(path, safe)}", client_options=client, retry_config=retry, **options)
+    except (failures.BaseError, ValueError) as error:
+        raise ConfigError(
+            f"{url} names no place in an object store ({_first_line(error)}); expected a bucket or container and "
+            "a prefix, such as s3://bucket/folder"
+        ) from error
 
 
 def _s3_options(settings: StorageSettings) -> dict[str, Any]:
@@ -145,6 +164,14 @@ def _s3_options(settings: StorageSettings) -> dict[str, Any]:
     return options
 
 
+def _other_options(scheme: str, settings: StorageSettings) -> dict[str, Any]:
+    """Translate what other stores have in common with S3; the rest of their settings comes from their environment."""
+    azure = scheme in ("az", "abfs", "abfss")
+    config = {"endpoint": settings.endpoint if azure else None, "skip_signature": settings.anonymous or None}
+    known = {key: value for key, value in config.items() if value is not None and (azure or scheme == "gs")}
+    return {"config": known} if known else {}
+
+
 @contextmanager
 def _translated(location: str) -> Iterator[None]:
     """Turn obstore's errors into ours, with the location in the message."""
@@ -157,13 +184,39 @@ def _translated(location: str) -> Iterator[None]:
     except failures.PreconditionError as error:
         raise changed(location) from error
     except (failures.PermissionDeniedError, failures.UnauthenticatedError, PermissionError) as error:
-        raise StorageError(
-            f"{location}: access denied; check the credentials in the environment and the bucket's policy"
-        ) from error
+        raise _denied(location) from error
     except failures.GenericError as error:
-        raise TransientError(f"{location}: {_first_line(error)}") from error
-    except failures.BaseError as error:
-        raise StorageError(f"{location}: {_first_line(error)}") from error
+        raise _generic(location, error) from error
+    except (failures.BaseError, ValueError) as error:  # ValueError: a key that object_store cannot spell, such as a//b
+        raise StorageError(f"{location}: {_first_line(error)}; use another name, or another store") from error
+
+
+def _generic(location: str, error: Exception) -> NightshiftError:
+    """Tell the refusals that obstore (as of 0.12) calls generic, among them all of LIST, from what may pass."""
+    words = str(error)
+    status = re.search(r"status code: (\d{3})", words)
+    code = int(status[1]) if status else 0
+    refused = 400 <= code < 500 and code not in PASSING_REFUSALS and "RequestTimeout" not in words
+    if "/latest/api/token" in words or "/latest/meta-data" in words:  # where object_store asks when it was given none
+        return (StorageError if refused else TransientError)(
+            f"{location}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or run where the platform "
+            "gives them), or storage.anonymous for a public bucket"
+        )
+    if code in (401, 403):
+        return _denied(location)
+    if code == 404:
+        return NotFoundError(f"{location} does not exist: check the bucket's name")
+    if code in (301, 307) or "incorrectly configured region" in words:
+        return StorageError(f"{location}: the bucket is in another region; set storage.region to its own")
+    if refused:
+        return StorageError(f"{location}: {_first_line(error)}; check the storage section and the URL")
+    return TransientError(f"{location}: {_first_line(error)}")
+
+
+def _denied(location: str) -> AccessDeniedError:
+    return AccessDeniedError(
+        f"{location}: access denied; check the credentials in the environment and the bucket's policy"
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -54,7 +54,7 @@ def read_plan(storage: Storage, dataset: str) -> Plan | None:
 
 
 def read_unfinished(storage: Storage, dataset: str) -> list[Shard]:
-    """Return the shards of snapshots newer than the newest complete one."""
+    """Return the shards of snapshots newer than the newest complete one, those of different planners side by side."""
     complete, parts = _snapshots(storage, dataset)
     last = max(complete, default=0)
     shards = [

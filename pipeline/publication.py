@@ -4,7 +4,7 @@ A file with stale rows (their input vanished) or with a second row of an image i
 labels are copied, never computed again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 from pipeline import layout
 from pipeline.counts import Counts
 from pipeline.documents import Document, advance, digest, newest
-from pipeline.errors import AlreadyExistsError
+from pipeline.errors import AlreadyExistsError, NotFoundError
 from pipeline.layout import Generation
 from pipeline.ledger import LedgerEntry
 from pipeline.plans import Plan
-from pipeline.schema import quarantine_schema
+from pipeline.schema import quarantine_schema, table_of
+from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.tables import Written, read_table, write_table
 
@@ -45,8 +46,8 @@ class View:
 
     @property
     def shard_ids(self) -> set[str]:
-        """Shards whose labels it lists."""
-        return {file["shard_id"] for file in self.document["files"]}
+        """Shards that were published with it, those without a single label as well."""
+        return {file["shard_id"] for file in self.document["files"]} | set(self.document["shards_without_labels"])
 
 
 def read_view(storage: Storage, dataset: str) -> View | None:
@@ -74,7 +75,7 @@ def publish(
     content = _content(plan, ledger, generation)
     while True:
         current = read_view(storage, plan.dataset)
-        if current and (current.document["content"] == content or current.document["plan"] > plan.n):
+        if current and (current.document["plan"] > plan.n or _says(storage, current, content)):
             return current, False
         document = {**about, **_build(storage, generation, plan, ledger), "content": content}
         try:
@@ -82,6 +83,16 @@ def publish(
         except AlreadyExistsError:
             continue  # another run published meanwhile: look at what it wrote
         return View(number, {**document, "n": number}), True
+
+
+def _says(storage: Storage, view: View, content: str) -> bool:
+    """Say whether a view publishes this content, with all the copies that were made for it."""
+    if view.document["content"] != content:
+        return False
+    try:
+        return all(storage.stat(path) for path in view.files if "/trimmed/" in path)
+    except NotFoundError:
+        return False
 
 
 def _content(plan: Plan, ledger: Mapping[str, LedgerEntry], generation: Generation) -> str:
@@ -99,12 +110,13 @@ def _build(storage: Storage, generation: Generation, plan: Plan, ledger: Mapping
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         columns = ("image_id", "uri", "segment")
         tables = list(pool.map(lambda entry: read_table(storage, entry.labels.path, columns), entries))
-    stale = [_rows_of(table, shard.tombstoned) for table, shard in zip(tables, shards, strict=True)]
+    stale = [_stale(table, shard) for table, shard in zip(tables, shards, strict=True)]
     repeated, rejected = _duplicates(tables, stale)
-    files = []
+    files, bad = [], []
     for shard, entry, gone, again in zip(shards, entries, stale, repeated, strict=True):
-        written = _trim(storage, generation, entry, gone | again)
+        written = _trim(storage, entry.labels, gone | again, generation.trimmed, shard)
         files.append({"shard_id": shard.id, **written.to_json()})
+        bad += _live_quarantine(storage, generation, shard, entry)
     counts = sum((entry.live_counts(shard) for entry, shard in zip(entries, shards, strict=True)), Counts())
     counts += Counts(0, -len(rejected), len(rejected))
     counts.check(f"data set {plan.dataset}, plan {plan.n}")
@@ -115,18 +127,24 @@ def _build(storage: Storage, generation: Generation, plan: Plan, ledger: Mapping
         "plan": plan.n,
         "counts": {"images_in": counts.images_in, "labelled": counts.labelled, "quarantined": counts.quarantined},
         "files": [file for file in files if file["rows"]],
-        "quarantine_files": [e.quarantine.path for e in entries if e.quarantine]
-        + _quarantine(storage, generation, rejected),
+        "shards_without_labels": [file["shard_id"] for file in files if not file["rows"]],
+        "quarantine_files": bad + _quarantine(storage, generation, rejected, tables),
         "duplicates": len(rejected),
     }
 
 
-def _rows_of(table: pa.Table, segments: frozenset[str]) -> set[int]:
-    """Return the positions of rows that were read from these segments."""
-    if not segments:
-        return set()
-    mask = pc.is_in(table["segment"], value_set=pa.array(sorted(segments)))
-    return set(pc.indices_nonzero(mask).to_pylist())
+def live_rows(table: pa.Table, shard: Shard) -> pa.Table:
+    """Return the rows whose segment still exists, of a table with the column `segment`."""
+    return table.filter(pc.invert(_tombstoned(table, shard))) if shard.tombstoned else table
+
+
+def _stale(table: pa.Table, shard: Shard) -> set[int]:
+    """Return the positions of rows whose segment vanished."""
+    return set(pc.indices_nonzero(_tombstoned(table, shard)).to_pylist()) if shard.tombstoned else set()
+
+
+def _tombstoned(table: pa.Table, shard: Shard) -> pa.ChunkedArray:
+    return pc.is_in(table["segment"], value_set=pa.array(sorted(shard.tombstoned)))
 
 
 def _duplicates(tables: Sequence[pa.Table], dropped: Sequence[set[int]]) -> tuple[list[set[int]], list[dict[str, Any]]]:
@@ -163,19 +181,34 @@ def _duplicates(tables: Sequence[pa.Table], dropped: Sequence[set[int]]) -> tupl
     return repeated, rejected
 
 
-def _trim(storage: Storage, generation: Generation, entry: LedgerEntry, drop: set[int]) -> Written:
-    """Return the shard's label file, or a copy without some rows under a name made of what is left out."""
+def _trim(storage: Storage, file: Written, drop: set[int], place: Callable[[str], str], shard: Shard) -> Written:
+    """Return a shard's file, or a copy without some rows under a name made of what is left out."""
     if not drop:
-        return entry.labels
-    path = generation.trimmed(f"{entry.shard_id}-{digest([entry.labels.sha256, sorted(drop)])}")
-    table = read_table(storage, entry.labels.path)
-    return write_table(storage, path, table.take([i for i in range(table.num_rows) if i not in drop]))
+        return file
+    table = read_table(storage, file.path)
+    kept = table.take(pa.array([i for i in range(table.num_rows) if i not in drop], pa.int64()))  # typed: may be empty
+    return write_table(storage, place(f"{shard.id}-{digest([file.sha256, sorted(drop)])}"), kept)
 
 
-def _quarantine(storage: Storage, generation: Generation, rejected: list[dict[str, Any]]) -> list[str]:
+def _live_quarantine(storage: Storage, generation: Generation, shard: Shard, entry: LedgerEntry) -> list[str]:
+    """Return the file of the shard's rejected live rows, an empty list when there are none."""
+    if not entry.quarantine:
+        return []
+    gone = _stale(read_table(storage, entry.quarantine.path, ("segment",)), shard) if shard.tombstoned else set()
+    file = _trim(storage, entry.quarantine, gone, lambda name: generation.quarantine(f"trimmed/{name}"), shard)
+    return [file.path] if file.rows else []
+
+
+def _quarantine(
+    storage: Storage, generation: Generation, rejected: list[dict[str, Any]], tables: Sequence[pa.Table]
+) -> list[str]:
+    """Write the repeated rows; their ids keep their type, unless the input's files differ in it."""
     if not rejected:
         return []
-    rows = [{**row, "image_id": str(row["image_id"])} for row in rejected]
-    path = generation.quarantine(f"duplicates-{digest(rows)}")
-    write_table(storage, path, pa.Table.from_pylist(rows, schema=quarantine_schema(pa.string())))
+    names = [{**row, "image_id": str(row["image_id"])} for row in rejected]
+    path = generation.quarantine(f"duplicates-{digest(names)}")
+    types = {table["image_id"].type for table in tables}
+    one_type = len(types) == 1
+    schema = quarantine_schema(types.pop() if one_type else pa.string())
+    write_table(storage, path, table_of(rejected if one_type else names, schema))
     return [path]

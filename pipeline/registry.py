@@ -78,6 +78,7 @@ def generation(dataset: str, model: str, version: str, source: InputSettings, la
         "precision": "fp32",
         "max_pixels": source.max_pixels,
         "top_k": label.top_k,
+        "images": [source.image_column, source.uri_column],
         "id_column": source.id_column,
         "labelling": LABELLING_VERSION,
     }

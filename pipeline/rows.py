@@ -1,23 +1,24 @@
 """The rows of a shard, image bytes included, in the order of its segments; only the needed columns and row groups are read."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageError, SourceChangedError
-from pipeline.locations import fetch
+from pipeline.errors import ImageError, SourceChangedError, StorageError
+from pipeline.locations import DENIED, fetch
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard
-from pipeline.sources import open_source, read_csv
+from pipeline.sources import check_columns, open_source, read_csv, value_type
+from pipeline.splits import SPLITS, split_name
 from pipeline.storage import join
 
 FETCHES_AT_ONCE = 16
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,27 @@ class ShardReader:
     def __init__(self, settings: InputSettings, storage: StorageSettings) -> None:
         self._settings, self._storage = settings, storage
         self._folder, _ = open_source(settings, storage)
+        self._last_csv: tuple[tuple[str, str], pa.Table] | None = None
 
     def id_type(self, shard: Shard) -> pa.DataType:
-        """Return the Arrow type of the shard's image ids."""
-        path = shard.segments[0].path
-        if not self._settings.id_column or not _is_parquet(path):
+        """Return the Arrow type that holds the image ids of all live files; StorageError when no type does."""
+        name = self._settings.id_column
+        files = dict.fromkeys((s.path, s.version) for s in shard.live)  # a tombstoned one may be gone
+        schemas = [self._id_schema(path, version) for path, version in files if name and _is_parquet(path)]
+        if not schemas:
             return pa.string()
-        with self._folder.open(path, shard.segments[0].version) as handle:
+        try:
+            return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+        except pa.ArrowTypeError as error:
+            raise StorageError(
+                f"shard {shard.id}: column {name!r} has other types in other files ({_line(error)}), from "
+                f"{schemas[0].field(0).type} in {next(iter(files))[0]} on; write the files with one type of id"
+            ) from error
+
+    def _id_schema(self, path: str, version: str) -> pa.Schema:
+        with self._folder.open(path, version) as handle:
             kind = pq.read_schema(handle).field(self._settings.id_column).type
-        return kind.value_type if pa.types.is_dictionary(kind) else kind
+        return pa.schema([("id", value_type(kind))])
 
     def read(self, shard: Shard, batch_size: int = 64) -> Iterator[list[Row]]:
         """Yield the live rows in lists of at most `batch_size`.
@@ -68,43 +81,49 @@ class ShardReader:
         ------
         SourceChangedError
             When a file is no longer the version that was planned.
+        StorageError
+            When a file's rows are damaged.
         TransientError
             When the storage could not answer.
         """
         pending: list[Row] = []
-        for segment in shard.live:
-            for rows in self._read_segment(segment, batch_size):
-                pending += rows
-                while len(pending) >= batch_size:
-                    yield pending[:batch_size]
-                    pending = pending[batch_size:]
+        for rows in self._read_segments(shard.live, batch_size):
+            pending += rows
+            while len(pending) >= batch_size:
+                yield pending[:batch_size]
+                pending = pending[batch_size:]
         if pending:
             yield pending
 
-    def splits(self, shard: Shard) -> set[str]:
-        """Return the splits that the input itself names in a shard; reads that column alone."""
+    def splits(self, shard: Shard) -> set[str | None]:
+        """Return the splits that the input names in a shard, None for rows without; reads that column alone."""
         found: set[str | None] = set()
         for segment in shard.live:
             if not is_table(segment.path):
                 found.add(_split_folder(segment.path))
-            elif self._settings.split_column:
+            elif not self._settings.split_column:
+                found.add(None)
+            else:
                 with self._folder.open(segment.path, segment.version) as handle:
                     found |= {_split(value) for value in self._column(handle, segment, self._settings.split_column)}
-        return {split for split in found if split}
+        return found
 
     def _column(self, handle: BinaryIO, segment: Segment, name: str) -> list[Any]:
         if _is_parquet(segment.path):
-            table = pq.read_table(handle, columns=[name])
+            parquet = pq.ParquetFile(handle)
+            table = parquet.read_row_groups(_groups(parquet.metadata, segment), columns=[name])
         else:
-            table = read_csv(handle, join(self._folder.url, segment.path))
+            table = self._csv(segment)
         values: list[Any] = table[name].unique().to_pylist()
         return values
 
     def read_one(self, uri: str) -> bytes:
         """Return the bytes at a row's `uri`: for pictures in reports."""
-        path, _, row = uri.rpartition("#")
-        if not path or not _is_parquet(path):
+        if self._settings.uri_column:
             return fetch(uri, self._folder.url, self._settings, self._storage)
+        if not self._settings.image_column:  # the name of a loose image may hold any character
+            return self._folder.read(uri)
+        path, _, row = uri.rpartition("#")
         with self._folder.open(path) as handle:
             parquet, first, index = pq.ParquetFile(handle), 0, 0
             while first + (rows := parquet.metadata.row_group(index).num_rows) <= int(row):
@@ -113,13 +132,20 @@ class ShardReader:
         data, _ = self._embedded(table.column(0)[0].as_py())
         return data or b""
 
-    def _read_segment(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
-        if _is_parquet(segment.path):
-            yield from self._read_parquet(segment, batch_size)
-        elif segment.path.lower().endswith(".csv"):
-            yield from self._read_csv(segment, batch_size)
-        else:
-            yield [self._read_file(segment)]
+    def _read_segments(self, segments: Sequence[Segment], batch_size: int) -> Iterator[list[Row]]:
+        for tabular, together in groupby(segments, key=lambda segment: is_table(segment.path)):
+            if not tabular:
+                yield from self._read_files(list(together), batch_size)
+                continue
+            for segment in together:
+                read = self._read_parquet if _is_parquet(segment.path) else self._read_csv
+                yield from read(segment, batch_size)
+
+    def _read_files(self, segments: Sequence[Segment], batch_size: int) -> Iterator[list[Row]]:
+        """Read loose images, several at once: each is a request of its own on an object store."""
+        with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
+            for first in range(0, len(segments), batch_size):
+                yield list(pool.map(self._read_file, segments[first : first + batch_size]))
 
     def _read_file(self, segment: Segment) -> Row:
         *folders, _ = segment.path.split("/")
@@ -128,19 +154,31 @@ class ShardReader:
         return Row(segment.path, segment.path, segment.key, 0, data, label=label, split=split)
 
     def _read_csv(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
-        with self._folder.open(segment.path, segment.version) as handle:
-            table = read_csv(handle, join(self._folder.url, segment.path)).slice(segment.first_row, segment.num_rows)
         first = segment.first_row
-        for batch in table.to_batches(batch_size):
+        for batch in self._csv(segment).to_batches(batch_size):
             yield self._rows(batch, segment, first)
             first += batch.num_rows
+
+    def _csv(self, segment: Segment) -> pa.Table:
+        """Return the segment's rows. A CSV is parsed whole, so the last one is kept: its segments come one after another."""
+        key = segment.path, segment.version
+        if self._last_csv is None or self._last_csv[0] != key:
+            location = join(self._folder.url, segment.path)
+            with self._folder.open(*key) as handle:
+                table = read_csv(handle, location)
+            check_columns(table.schema, self._settings, location)
+            self._last_csv = key, table
+        return self._last_csv[1].slice(segment.first_row, segment.num_rows)
 
     def _read_parquet(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
         with self._folder.open(segment.path, segment.version) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=True)
+            # Again: the plan checked the columns that the config named then, and only in files that were new then.
+            check_columns(parquet.schema_arrow, self._settings, join(self._folder.url, segment.path))
             groups = _groups(parquet.metadata, segment)
             first = segment.first_row
-            for batch in parquet.iter_batches(batch_size, groups, columns=self._columns()):
+            batches = parquet.iter_batches(batch_size, groups, columns=self._columns())
+            for batch in _intact(batches, join(self._folder.url, segment.path)):
                 yield self._rows(batch, segment, first)
                 first += batch.num_rows
 
@@ -178,7 +216,11 @@ class ShardReader:
         if not self._settings.uri_column:
             return [self._embedded(value) for value in encoded], [None] * len(encoded)
         with ThreadPoolExecutor(FETCHES_AT_ONCE) as pool:
-            return list(pool.map(self._fetch, uris)), uris
+            fetched = list(pool.map(self._fetch, uris))
+        denied = [error for _, error in fetched if error and error.reason == DENIED]
+        if len(denied) == len(fetched) > 1:  # credentials that expired say nothing of the images: nothing is committed
+            raise StorageError(f"all {len(denied)} locations are refused; the first: {denied[0].message}")
+        return fetched, uris
 
     def _embedded(self, value: Any) -> tuple[bytes | None, ImageError | None]:
         data, path = _encoded(value)
@@ -191,6 +233,18 @@ class ShardReader:
             return fetch(uri, self._folder.url, self._settings, self._storage), None
         except ImageError as error:
             return None, error
+
+
+def _intact(batches: Iterator[pa.RecordBatch], location: str) -> Iterator[pa.RecordBatch]:
+    """Yield what a Parquet file holds; StorageError at a damaged page, which the footer that was planned does not show."""
+    try:
+        yield from batches
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(f"{location}: damaged rows ({_line(error)}); replace the file, then plan again") from error
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]
 
 
 def _groups(metadata: Any, segment: Segment) -> list[int]:
@@ -217,7 +271,8 @@ def is_table(path: str) -> bool:
 def _split_folder(path: str) -> str | None:
     """Return the split that `train/daisy/1.jpg` names by its first folder, when a class folder follows."""
     *folders, _ = path.split("/")
-    return SPLIT_FOLDERS.get(folders[0].lower()) if len(folders) > 1 else None
+    name = split_name(folders[0]) if len(folders) > 1 else ""
+    return name if name in SPLITS else None
 
 
 def _encoded(value: Any) -> tuple[bytes | None, str | None]:
@@ -236,4 +291,4 @@ def _text(value: Any) -> str | None:
 
 
 def _split(value: Any) -> str | None:
-    return None if value is None else SPLIT_FOLDERS.get(str(value).lower(), str(value))
+    return None if value is None else split_name(str(value))

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 class Section(BaseModel):
     """A part of the config: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StorageSettings(Section):
@@ -21,6 +21,13 @@ class StorageSettings(Section):
     requester_pays: bool = False
     timeout_s: float = Field(60, gt=0, description="one request, connection included")
     max_retries: int = Field(8, ge=0, description="per request: 5xx, throttling, resets")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_has_a_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("expected http://host:port or https://host")
+        return value
 
 
 class InputSettings(Section):
@@ -37,7 +44,18 @@ class InputSettings(Section):
     split_column: str | None = None
     group_column: str | None = Field(None, description="rows of one group never part: same split")
     max_pixels: int = Field(100_000_000, gt=0, description="larger images are refused before decoding")
-    shard_images: int = Field(512, gt=0, description="images per shard, the unit of work and of commit")
+    shard_images: int = Field(256, gt=0, description="images per shard, the unit of work and of commit")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, value: str | None) -> str | None:
+        if value is not None and (not value.strip() or value.startswith(".") or "/" in value):
+            raise ValueError("expected the name of one folder: not empty, no slash, no dot in front")
+        return value
+
+    def without_truth(self) -> "InputSettings":
+        """Return the input as labelling needs it: without the columns that only training and evaluation read."""
+        return self.model_copy(update={"label_column": None, "split_column": None, "group_column": None})
 
     @model_validator(mode="after")
     def _one_image_source(self) -> "InputSettings":
@@ -95,7 +113,8 @@ class TrainSettings(Section):
     weight_decay: float = Field(0.0, ge=0)
     cache_features: bool = Field(True, description="mode head: run the backbone once, not every epoch")
     lanes: int = Field(8, gt=0, description="fixed streams of examples; workers must divide it")
-    shuffle_window: int = Field(4096, gt=0, description="examples that shuffling mixes at a time, per lane")
+    # Eight lanes of 512 examples touch at most 24 shards of 256 images, which the cache holds at 224 pixels.
+    shuffle_window: int = Field(512, gt=0, description="examples that shuffling mixes at a time, per lane")
     cache_mb: int = Field(1024, gt=0, description="memory per worker for decoded shards")
     workers: int = Field(1, gt=0)
     gpus_per_worker: float = Field(0, ge=0)

@@ -4,6 +4,8 @@ A shard is an immutable list of segments and its id is their digest. A segment t
 so that the work done on its neighbours keeps its address.
 """
 
+from bisect import bisect_left, insort
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -76,12 +78,27 @@ def make_shards(segments: Iterable[Segment], shard_images: int) -> Iterator[Shar
 
 
 def update_shards(history: Iterable[Shard], files: set[tuple[str, int, str]]) -> list[Shard]:
-    """Tombstone the segments whose file version is not among `files`; drop shards with nothing left."""
-    updated = (
-        Shard(shard.segments, shard.tombstoned | {s.key for s in shard.segments if s.file not in files})
-        for shard in history
-    )
-    return [shard for shard in updated if shard.live]
+    """Tombstone the segments whose file version is not among `files`; drop shards with nothing left.
+
+    Of two shards that share a live row the first stays and the other is dropped whole: two planners that were both
+    stopped halfway may have packed the same rows differently, and no row may lie in two shards. What the dropped one
+    held besides counts as not planned.
+    """
+    kept: list[Shard] = []
+    taken: dict[tuple[str, int, str], list[tuple[int, int]]] = defaultdict(list)
+    for old in history:
+        shard = Shard(old.segments, old.tombstoned | {s.key for s in old.segments if s.file not in files})
+        if shard.live and not any(_overlaps(taken[segment.file], segment) for segment in shard.live):
+            kept.append(shard)
+            for segment in shard.live:
+                insort(taken[segment.file], (segment.first_row, segment.first_row + segment.num_rows))
+    return kept
+
+
+def _overlaps(taken: list[tuple[int, int]], segment: Segment) -> bool:
+    """Say whether a segment has a row in one of the disjoint, sorted intervals [first, end) of its file."""
+    index = bisect_left(taken, (segment.first_row + segment.num_rows,))
+    return index > 0 and taken[index - 1][1] > segment.first_row
 
 
 PLAN_SCHEMA = pa.schema(

@@ -1,6 +1,6 @@
 """What the input holds: files of one format, cut into segments. Reads listings and footers, never image bytes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import BinaryIO
@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError, NotFoundError
+from pipeline.errors import InputError, NotFoundError, StorageError
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment
 from pipeline.storage import Entry, Storage, join, open_storage, scheme_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-COLUMN_KEYS = ("image_column", "uri_column", "id_column", "label_column", "split_column", "group_column")
+CSV_BLOCK_BYTES = 16 << 20  # no row may be longer
 SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv",), "images": IMAGE_SUFFIXES}
 
 
@@ -45,8 +45,9 @@ def open_source(settings: InputSettings, storage: StorageSettings) -> tuple[Stor
     if url.lower().endswith(tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)):
         folder, _, name = url.rpartition("/")
         whole = open_storage(url, storage)
-        if scheme_of(url) != "file" or next(iter(whole.list()), None) is None:  # a folder may be called x.parquet
-            return open_storage(folder, storage), name
+        # Spark calls its folders x.parquet. HTTP servers have no listing to ask.
+        if scheme_of(url) in ("http", "https") or next(iter(whole.list()), None) is None:
+            return open_storage(folder or "/", storage), name
         return whole, ""
     return open_storage(url, storage), ""
 
@@ -59,11 +60,14 @@ def list_source(settings: InputSettings, storage: StorageSettings) -> Listing:
     InputError
         When there is no such path, or nothing in it that can be read.
     """
-    folder, name = open_source(settings, storage)
     try:
+        folder, name = open_source(settings, storage)
         entries = [folder.stat(name)] if name else [e for e in folder.list() if not _hidden(e.path)]
     except NotFoundError as error:
         raise InputError(f"input.url: {settings.url} does not exist; give a file or a folder that does") from error
+    except StorageError as error:
+        raise InputError(f"input.url: {settings.url} cannot be listed: {error}") from error
+    _check_names(entries, settings.url)
     kind = settings.format if settings.format != "auto" else _detect(entries)
     files = sorted((e for e in entries if _is(kind, e.path)), key=lambda entry: entry.path)
     if not files:
@@ -73,8 +77,17 @@ def list_source(settings: InputSettings, storage: StorageSettings) -> Listing:
     return Listing(kind, tuple(files), len(entries) - len(files))
 
 
+def _check_names(entries: Iterable[Entry], url: str) -> None:
+    """Refuse names that are not Unicode: no table or document could hold them as ids."""
+    for entry in entries:
+        try:
+            entry.path.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{url}: the file name {entry.path!a} is not UTF-8; rename or remove it") from error
+
+
 def _refuse_columns(settings: InputSettings) -> None:
-    named = [key for key in COLUMN_KEYS if getattr(settings, key)]
+    named = [key for key in COLUMN_TYPES if getattr(settings, key)]
     if named:
         raise InputError(
             f"{settings.url} is a folder of images, and input.{named[0]} names a column; loose images have none: "
@@ -83,8 +96,9 @@ def _refuse_columns(settings: InputSettings) -> None:
 
 
 def _hidden(path: str) -> bool:
-    """Say whether a path is bookkeeping of another tool: `_SUCCESS`, `_delta_log/`, `.crc`."""
-    return any(part.startswith(("_", ".")) for part in path.split("/"))
+    """Say whether a path is bookkeeping of another tool: `_SUCCESS`, `_delta_log/`, `.crc`; cameras write `_MG_1.JPG`."""
+    marks = (".",) if _is("images", path) else (".", "_")
+    return any(part.startswith(marks) for part in path.split("/"))
 
 
 def _is(kind: str, path: str) -> bool:
@@ -100,8 +114,8 @@ def _detect(entries: Iterable[Entry]) -> str:
 def _nothing_there(settings: InputSettings, entries: list[Entry], kind: str) -> str:
     if not entries:
         return (
-            f"input.url: {settings.url} does not exist or is empty; expected Parquet files, a CSV, "
-            "or images below it. Check the path (a share that is not mounted looks like this)"
+            f"input.url: {settings.url} does not exist, is empty, or is a file of another kind; expected Parquet files, "
+            "a CSV, or images below it. Check the path (a share that is not mounted looks like this)"
         )
     wanted = kind if kind else "Parquet, CSV or image"
     found = ", ".join(entry.path for entry in entries[:3])
@@ -148,6 +162,8 @@ def _group_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder:
         parquet = pq.ParquetFile(handle)
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"{location}: not a readable Parquet file ({_short(error)}); replace or remove it") from error
+    if not parquet.metadata.num_rows:  # writers give the columns of empty tables any type
+        return []
     check_columns(parquet.schema_arrow, settings, location)
     return [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
 
@@ -161,20 +177,32 @@ def _csv_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder: S
 
 
 def read_csv(handle: BinaryIO, location: str) -> pa.Table:
-    """Read a CSV with a header line; every column is text, so that ids like 007 keep their zeros."""
+    """Read a CSV with a header line; every column is text, so that ids like 007 keep their zeros. Empty is null."""
+    data = handle.read()
+    reading, parsing = pacsv.ReadOptions(block_size=CSV_BLOCK_BYTES), pacsv.ParseOptions(newlines_in_values=True)
     try:
-        names = pacsv.open_csv(handle).schema.names
-        handle.seek(0)
-        return pacsv.read_csv(
-            handle,
-            convert_options=pacsv.ConvertOptions(
-                column_types={n: pa.string() for n in names}, strings_can_be_null=True
-            ),
-        )
-    except pa.ArrowInvalid as error:
+        names = pacsv.open_csv(pa.BufferReader(data), reading, parsing).schema.names
+        kinds = {name: pa.string() for name in names}
+        converting = pacsv.ConvertOptions(column_types=kinds, null_values=[""], strings_can_be_null=True)
+        table = pacsv.read_csv(pa.BufferReader(data), reading, parsing, converting)
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise InputError(
-            f"{location}: not a readable CSV ({_short(error)}); expected a header line and commas"
+            f"{location}: not a readable CSV ({_short(error)}); expected UTF-8, a header line and commas"
         ) from error
+    if _ends_in_quotes(table, data):
+        raise InputError(
+            f"{location}: not a readable CSV (the last value opens a quotation mark that nothing closes, so it may have "
+            "swallowed rows); the file is cut off, or the mark must be doubled"
+        )
+    return table
+
+
+def _ends_in_quotes(table: pa.Table, data: bytes) -> bool:
+    """Say whether the last value ran into the end of the file within quotes, which the reader does not mind."""
+    if not table.num_rows or not table.num_columns:
+        return False
+    value = (table.column(table.num_columns - 1)[-1].as_py() or "").encode().replace(b'"', b'""')
+    return data.endswith((b',"' + value, b'\n"' + value))
 
 
 def check_columns(schema: pa.Schema, settings: InputSettings, location: str) -> None:
@@ -185,21 +213,23 @@ def check_columns(schema: pa.Schema, settings: InputSettings, location: str) -> 
             f"{location} is a table, and the config names neither input.image_column (encoded bytes) nor "
             f"input.uri_column; columns that could be it: {', '.join(candidates)}"
         )
-    for key in COLUMN_KEYS:
+    for key, (fits, expected) in COLUMN_TYPES.items():
         name = getattr(settings, key)
-        if name and name not in schema.names:
+        if not name:
+            continue
+        if name not in schema.names:
             near = get_close_matches(name, schema.names, 1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; it has: {', '.join(schema.names)}"
             raise InputError(f"{location} has no column {name!r} (input.{key}){hint}")
-    if settings.image_column and not is_image_type(kind := schema.field(settings.image_column).type):
-        raise InputError(
-            f"{location}: column {settings.image_column!r} (input.image_column) has type {kind}; expected binary or "
-            "struct<bytes, path>. For a column of locations use input.uri_column"
-        )
-    if settings.uri_column and not _is_text(kind := schema.field(settings.uri_column).type):
-        raise InputError(
-            f"{location}: column {settings.uri_column!r} (input.uri_column) has type {kind}; expected string"
-        )
+        if schema.names.count(name) > 1:
+            raise InputError(f"{location} has several columns {name!r} (input.{key}); rename all but one")
+        if not fits(kind := value_type(schema.field(name).type)):
+            raise InputError(f"{location}: column {name!r} (input.{key}) has type {kind}; expected {expected}")
+
+
+def value_type(kind: pa.DataType) -> pa.DataType:
+    """Return the type of the values of a column: dictionary encoding is a way to store them."""
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
 
 
 def is_image_type(kind: pa.DataType) -> bool:
@@ -212,6 +242,32 @@ def is_image_type(kind: pa.DataType) -> bool:
 
 def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _is_id(kind: pa.DataType) -> bool:
+    """Say whether values identify: floats are not exact, binary and nested values have no spelling of their own."""
+    return _is_text(kind) or bool(pa.types.is_integer(kind))
+
+
+def _is_name(kind: pa.DataType) -> bool:
+    """Say whether values have one plain spelling; a file without any may hold nulls only."""
+    return _is_id(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_date(kind) or pa.types.is_null(kind))
+
+
+COLUMN_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "image_column": (
+        is_image_type,
+        "binary or struct<bytes, path>. For a column of locations use input.uri_column",
+    ),
+    "uri_column": (_is_text, "string"),
+    "id_column": (
+        _is_id,
+        "string or integer. Cast the column, or leave input.id_column out: ids are then <file>#<row>",
+    ),
+    "label_column": (_is_name, "string, integer or boolean"),
+    "split_column": (_is_name, "string"),
+    "group_column": (_is_name, "string, integer or date"),
+}
 
 
 def _short(error: Exception) -> str:

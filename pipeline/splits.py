@@ -7,6 +7,12 @@ from collections.abc import Iterable, Sequence
 from pipeline.settings import SplitSettings
 
 SPLITS = ("train", "val", "test")
+NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
+
+
+def split_name(name: str) -> str:
+    """Return our word for a split: data sets call `val` validation, valid or dev; other names stay as they are."""
+    return NAMES.get(name.lower(), name)
 
 
 def split_of(key: str, settings: SplitSettings) -> str:

@@ -3,19 +3,40 @@
 A name is written whole or not at all, and `create` has exactly one winner on every store; commits are built on these two.
 """
 
+import errno
 import os
+import re
+import stat
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Protocol
-from urllib.parse import urlsplit
 
-from pipeline.errors import AlreadyExistsError, ConfigError, NotFoundError, SourceChangedError, StorageError
+from pipeline.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    ConfigError,
+    NightshiftError,
+    NotFoundError,
+    SourceChangedError,
+    StorageError,
+    TransientError,
+)
 from pipeline.settings import StorageSettings
 
-OBJECT_SCHEMES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "http", "https", "memory")
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*")
+# What may pass: full disks, too many open files, network file systems that lose their server for a while.
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        "EAGAIN", "EBUSY", "EDQUOT", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "ESTALE", "ETIMEDOUT",
+        "EREMOTEIO", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH", "ENOLINK",
+    )
+    if hasattr(errno, name)
+)  # fmt: skip
+OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
 
 
 @dataclass(frozen=True)
@@ -69,14 +90,14 @@ def join(url: str, path: str) -> str:
 
 def scheme_of(url: str) -> str:
     """Return the URL's scheme, `file` for a plain path."""
-    scheme = urlsplit(url).scheme
-    return scheme if len(scheme) > 1 else "file"  # one letter is a Windows drive
+    scheme, separator, _ = url.partition("://")  # a colon alone may stand in a file's name
+    return scheme.lower() if separator and _SCHEME.fullmatch(scheme) else "file"
 
 
 def absolute_url(url: str) -> str:
     """Make a relative path absolute, so that it means the same in every process; URLs stay as they are."""
     if scheme_of(url) != "file":
-        return url.rstrip("/")
+        return url if url.endswith("://") else url.rstrip("/")
     return str(Path(url.removeprefix("file://")).expanduser().absolute())
 
 
@@ -108,31 +129,33 @@ class FileStorage:
         self._root = Path(url)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Walk in name order; dot names are skipped, links are followed, a cycle of links is entered once."""
-        yield from self._walk(self._root / prefix, set())
+        """Walk in name order; dot names are skipped, links are followed, but not round in a circle."""
+        yield from self._walk(self._root / prefix, frozenset())
 
-    def _walk(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Entry]:
+    def _walk(self, folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+        """Walk one folder; `above` are the folders that it lies in: a link back to one of them is a cycle."""
         with _translated(folder):
             try:
                 inode = folder.stat()
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return
-            if (inode.st_dev, inode.st_ino) in seen:
+            if not stat.S_ISDIR(inode.st_mode) or (inode.st_dev, inode.st_ino) in above:
                 return
-            seen.add((inode.st_dev, inode.st_ino))
+            above |= {(inode.st_dev, inode.st_ino)}
             children = sorted(os.scandir(folder), key=lambda child: child.name)
         for child in children:
-            if child.name.startswith("."):
-                continue
-            if child.is_dir():
-                yield from self._walk(Path(child.path), seen)
-            elif child.is_file():
-                yield _entry(Path(child.path).relative_to(self._root).as_posix(), child.stat())
+            found = None if child.name.startswith(".") else _stat(child)
+            if found and stat.S_ISDIR(found.st_mode):
+                yield from self._walk(Path(child.path), above)
+            elif found and stat.S_ISREG(found.st_mode):
+                yield _entry(Path(child.path).relative_to(self._root).as_posix(), found)
 
     def stat(self, path: str) -> Entry:
         """See Storage."""
         with _translated(self._root / path):
-            return _entry(path, (self._root / path).stat())
+            found = (self._root / path).stat()
+        _check_regular(self._root / path, found)
+        return _entry(path, found)
 
     def read(self, path: str, version: str | None = None) -> bytes:
         """See Storage."""
@@ -141,13 +164,18 @@ class FileStorage:
 
     def open(self, path: str, version: str | None = None) -> BinaryIO:
         """See Storage."""
-        with _translated(self._root / path):
-            file = (self._root / path).open("rb")
-            found = _entry(path, os.fstat(file.fileno()))
-        if version is not None and found.version != version:
-            file.close()
-            raise changed(join(self.url, path))
-        return file
+        location = self._root / path
+        with _translated(location):
+            descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe's writer may never come
+        try:
+            found = os.fstat(descriptor)
+            _check_regular(location, found)
+            if version is not None and _entry(path, found).version != version:
+                raise changed(join(self.url, path))
+        except StorageError:
+            os.close(descriptor)
+            raise
+        return os.fdopen(descriptor, "rb")
 
     def write(self, path: str, data: bytes) -> None:
         """Write under a temporary name, fsync, rename."""
@@ -162,6 +190,8 @@ class FileStorage:
             temporary = self._write_temporary(path, data)
             try:
                 (self._root / path).hardlink_to(temporary)
+            except FileExistsError as error:
+                raise AlreadyExistsError(f"{self._root / path} exists already") from error
             finally:
                 temporary.unlink()
             _sync_folder(temporary.parent)
@@ -193,8 +223,24 @@ def changed(location: str) -> SourceChangedError:
     )
 
 
-def _entry(path: str, stat: os.stat_result) -> Entry:
-    return Entry(path, stat.st_size, f"{stat.st_mtime_ns:x}")
+def _entry(path: str, found: os.stat_result) -> Entry:
+    return Entry(path, found.st_size, f"{found.st_mtime_ns:x}")
+
+
+def _stat(child: os.DirEntry[str]) -> os.stat_result | None:
+    """Describe what a name leads to; None for a file deleted since its folder was read, and for links to nothing."""
+    with _translated(Path(child.path)):
+        try:
+            return child.stat()
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ELOOP):
+                raise
+    return None
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise NotFoundError(f"{path} is no file (a folder, pipe or device); expected a file")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -216,11 +262,15 @@ class _translated:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileExistsError):
-            raise AlreadyExistsError(f"{self.path} exists already") from error
         if isinstance(error, FileNotFoundError):
             raise NotFoundError(f"{self.path} does not exist") from error
         if isinstance(error, OSError):
-            raise StorageError(
+            raise _kind_of(error)(
                 f"{self.path}: {error.strerror}; check the path, its permissions and the free space"
             ) from error
+
+
+def _kind_of(error: OSError) -> type[NightshiftError]:
+    if isinstance(error, PermissionError):
+        return AccessDeniedError
+    return TransientError if error.errno in PASSING else StorageError

@@ -4,6 +4,7 @@ Loss = local sum x world / global count: gradients averaged over workers are tho
 however the batch is cut.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -14,6 +15,7 @@ from torch.nn import functional
 
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Document
+from pipeline.errors import ModelError
 from pipeline.lanes import EpochOrder, Indices, epoch_order
 from pipeline.loading import Inputs
 from pipeline.settings import TrainSettings
@@ -63,12 +65,17 @@ def train(
     Parameters
     ----------
     advanced : Callable[[int], None]
-        Told how many examples this worker has trained on, as it goes.
+        Told how many examples this worker has trained on, as it goes; rank 0 is first told those of resumed epochs.
 
     Returns
     -------
     list[Document]
         One record per epoch: epoch, train_loss, train_top1, val_loss, val_top1, seconds. Losses are means per example.
+
+    Raises
+    ------
+    ModelError
+        On every worker alike, when a loss is no finite number.
     """
     optimizer = make_optimizer(trainee.module, course.settings)
     history: list[Document] = []
@@ -77,6 +84,8 @@ def train(
         trainee.module.load_state_dict(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer)
         history = list(checkpoint.history)
+        if seat.rank == 0:
+            advanced(len(history) * sum(len(part) for part in course.train))
     s = course.settings
     for epoch in range(len(history), s.epochs):
         started = perf_counter()
@@ -84,6 +93,7 @@ def train(
         sums = _train_epoch(trainee, course, seat, optimizer, order, epoch, advanced)
         record = {"epoch": epoch + 1, **_means("train", seat.reduce(sums))}
         record |= _means("val", seat.reduce(_validate(trainee, course, seat))) if len(course.val) else {}
+        _check_finite(record, s.learning_rate)
         history.append({"val_loss": None, "val_top1": None, **record, "seconds": round(perf_counter() - started, 3)})
         if checkpoints and seat.rank == 0:
             checkpoints.save(trainee.module, optimizer, history)
@@ -144,6 +154,15 @@ def _sums(loss_sum: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -
 def _means(name: str, sums: torch.Tensor) -> Document:
     loss, right, count = sums.tolist()
     return {f"{name}_loss": loss / max(1.0, count), f"{name}_top1": right / max(1.0, count)}
+
+
+def _check_finite(record: Document, learning_rate: float) -> None:
+    for name in ("train_loss", "val_loss"):
+        if not math.isfinite(record.get(name, 0.0)):
+            raise ModelError(
+                f"training diverged: {name} is {record[name]} after epoch {record['epoch']}, expected a finite number; "
+                f"lower train.learning_rate (now {learning_rate:g}) and train again"
+            )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -12,18 +12,21 @@ from pipeline.settings import TransformSettings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Transforms:
-    """Resize the short side to `resize_px` (bilinear, antialiased), centre crop `crop_px`, normalise per channel."""
+    """Resize the short side to `resize_px` (antialiased), centre crop `crop_px`, normalise per channel."""
 
     resize_px: int = 256
     crop_px: int = 224
     color: str = "RGB"
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    interpolation: str = "bilinear"  # or bicubic, which some published weights were trained with
 
     @property
     def num_channels(self) -> int:
@@ -40,10 +43,8 @@ class Transforms:
         """
         width, height = _resized(image.width, image.height, self.resize_px)
         if (width, height) != image.size:
-            image = image.resize((width, height), Image.Resampling.BILINEAR)
-        left, top = round((width - self.crop_px) / 2.0), round((height - self.crop_px) / 2.0)
-        if width < self.crop_px or height < self.crop_px:
-            left, top = -((self.crop_px - width) // 2), -((self.crop_px - height) // 2)
+            image = image.resize((width, height), FILTERS[self.interpolation])
+        left, top = _offset(width, self.crop_px), _offset(height, self.crop_px)
         cropped = image.crop((left, top, left + self.crop_px, top + self.crop_px))
         array = np.asarray(cropped, dtype=np.uint8)
         return array if array.ndim == 3 else array[:, :, None]
@@ -72,6 +73,11 @@ def override(published: Transforms, settings: TransformSettings) -> Transforms:
         given = tuple(values[key])
         values[key] = given * channels if len(given) == 1 else given[:channels]
     return Transforms(**values)
+
+
+def _offset(length: int, crop_px: int) -> int:
+    """Return where a centred crop begins; negative where a side is too short, so that the rest is padding."""
+    return -((crop_px - length) // 2) if length < crop_px else round((length - crop_px) / 2.0)
 
 
 def _resized(width: int, height: int, short_px: int) -> tuple[int, int]:

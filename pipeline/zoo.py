@@ -74,7 +74,8 @@ def published_transforms(settings: ModelSettings) -> Transforms:
         resize_px, crop_px = OWN[settings.builder]
         return override(Transforms(resize_px, crop_px, "RGB", (0.5,) * 3, (0.5,) * 3), settings.transforms)
     preset = next(iter(_torchvision().get_model_weights(settings.builder))).transforms()
-    base = Transforms(preset.resize_size[0], preset.crop_size[0], "RGB", tuple(preset.mean), tuple(preset.std))
+    mean, std, interpolation = tuple(preset.mean), tuple(preset.std), preset.interpolation.value
+    base = Transforms(preset.resize_size[0], preset.crop_size[0], "RGB", mean, std, interpolation)
     return override(base, settings.transforms)
 
 
@@ -100,11 +101,13 @@ def builder_arguments(settings: ModelSettings, transforms: Transforms) -> dict[s
 def build(builder: str, arguments: dict[str, Any], num_classes: int) -> nn.Module:
     """Build a network with `num_classes` outputs, randomly initialised from torch's present seed."""
     check_builder(builder)
+    if "weights" in arguments:  # torchvision would download a pickle
+        raise ModelError(f"model.arguments: {builder}'s weights are given as model.weights, a safetensors file")
     own: dict[str, Any] = {"linear": Linear, "lab_cnn": LabCNN}
     factory = own.get(builder) or _torchvision().get_model_builder(builder)
     try:
         net: nn.Module = factory(num_classes=num_classes, **arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         accepted = ", ".join(
             p for p in inspect.signature(factory).parameters if p not in ("kwargs", "weights", "progress")
         )

@@ -1,9 +1,13 @@
 """What tests share: real small files, an S3 server on loopback, one standing Ray session. Missing means skip, or fail in CI."""
 
 import io
+import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from pipeline.settings import InputSettings, StorageSettings
+from pipeline.storage import Storage, open_storage
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -141,3 +147,281 @@ def run_together() -> Callable[..., list[Any]]:
         return results
 
     return run
+
+
+class Night:
+    """A small store, worked on in this process without Ray: write, plan, seal, label, publish."""
+
+    def __init__(self, folder: Path, png: Callable[..., bytes]) -> None:
+        self.data, self.png, self.store = folder / "data", png, open_storage(str(folder / "store"), StorageSettings())
+
+    def config(self, **sections: Any) -> Any:
+        """Return a whole config of this store; sections are merged over a Parquet input with id, image and label."""
+        from jobs.config import Config
+
+        source = {"url": str(self.data), "image_column": "image", "id_column": "id", "label_column": "label"}
+        grey = {"resize_px": 8, "crop_px": 8, "color": "L", "mean": [0.5], "std": [0.5]}
+        document: dict[str, Any] = {"store": self.store.url, "input": source}
+        document["model"] = {"name": "tiny", "builder": "linear", "transforms": grey}
+        for name, section in sections.items():
+            document[name] = {**document.get(name, {}), **section} if isinstance(section, dict) else section
+        return Config.model_validate(document)
+
+    def write(self, name: str, ids: Sequence[Any], rows_per_group: int = 10, **columns: Any) -> Path:
+        """Write a Parquet file of pictures; its rows' labels go round ant, bee, cat. Columns given replace these."""
+        self.data.mkdir(parents=True, exist_ok=True)
+        images = [self.png(hash_of(image_id)) for image_id in ids]
+        labels = [("ant", "bee", "cat")[hash_of(image_id) % 3] for image_id in ids]
+        table = pa.table({"id": ids, "image": pa.array(images, pa.binary()), "label": labels} | columns)
+        pq.write_table(table, self.data / name, row_group_size=rows_per_group)
+        return self.data / name
+
+    def plan(self, config: Any) -> Any:
+        """Write the next plan snapshot of the input as it is now, and return it."""
+        from pipeline.plans import Plan, read_plan, write_plan
+        from pipeline.shards import make_shards, update_shards
+        from pipeline.sources import list_source, open_source, segments_of
+
+        listing, (folder, _) = list_source(config.input, config.storage), open_source(config.input, config.storage)
+        previous = read_plan(self.store, config.dataset)
+        kept = update_shards(previous.shards if previous else (), {file.identity for file in listing.files})
+        known = {segment.key for shard in kept for segment in shard.live}
+        cut = [s for file in listing.files for s in segments_of(file, listing.format, config.input, folder)]
+        new = make_shards((s for s in cut if s.key not in known), config.input.shard_images)
+        plan = Plan(config.dataset, previous.n + 1 if previous else 1, (*kept, *new), (), listing.ignored)
+        write_plan(self.store, plan, "2026-11-24T02:00:00+00:00")
+        return plan
+
+    def seal(self, builder: str = "linear", seed: int = 0, change: Callable[[Any], None] | None = None) -> str:
+        """Seal a model of ant, bee and cat with random weights, `change` applied to its network; return its version."""
+        import torch
+
+        from pipeline.bundle import Architecture, seal
+        from pipeline.classes import Classes
+        from pipeline.registry import promote_first
+        from pipeline.transforms import Transforms
+
+        names, grey = ("ant", "bee", "cat"), Transforms(8, 8, "L", (0.5,), (0.5,))
+        made = Architecture(builder, {"size_px": 8, "in_channels": 1}, "native", Classes(names, names), grey)
+        torch.manual_seed(seed)
+        net = made.build()
+        if change:
+            change(net)
+        version = seal(self.store, "tiny", made, net.state_dict())
+        promote_first(self.store, "tiny", version, "2026-11-24T01:00:00+00:00")
+        return version
+
+    def task(self, config: Any, version: str) -> Any:
+        """Return what a labeller must know."""
+        from pipeline.registry import generation
+        from pipeline.tasks import LabelTask
+
+        asked = generation(config.dataset, "tiny", version, config.input, config.label)
+        return LabelTask(config.store, config.storage, config.input, config.label, asked, version, "night-1", 2)
+
+    def label(self, config: Any, plan: Any, version: str) -> dict[str, Any]:
+        """Label and commit all shards of a plan; return their ledger."""
+        from pipeline.labelling import Labeller
+
+        labeller = Labeller(self.task(config, version))
+        return {shard.id: labeller(shard) for shard in plan.shards}
+
+    def publish(self, config: Any, plan: Any, version: str, ledger: dict[str, Any]) -> Any:
+        """Publish, and return the view and whether it is new."""
+        from pipeline.publication import publish
+
+        about = {"model": f"tiny@{version}", "run_id": "night-1", "published_at": "2026-11-24T03:00:00+00:00"}
+        return publish(self.store, self.task(config, version).generation, plan, ledger, about)
+
+    def whole(self, config: Any, version: str) -> Any:
+        """Plan, label and publish what the input holds; return the view."""
+        plan = self.plan(config)
+        return self.publish(config, plan, version, self.label(config, plan, version))[0]
+
+
+def hash_of(value: Any) -> int:
+    """Return the same small number for the same id, in every process."""
+    return zlib.crc32(str(value).encode()) % 1000
+
+
+@pytest.fixture
+def night(tmp_path: Path, png: Callable[..., bytes]) -> Night:
+    """A small store without Ray."""
+    return Night(tmp_path, png)
+
+
+class LocalRay:
+    """Stands where `cluster.dispatch` says ray: a future is a piece of work, done in this process when it is asked for."""
+
+    def __init__(self) -> None:
+        from ray import exceptions
+
+        self.exceptions, self.sessions, self.most = exceptions, 0, 0
+        self.cancelled: list[Any] = []
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def wait(self, futures: list[Any], num_returns: int, timeout: float | None) -> tuple[list[Any], list[Any]]:
+        self.most = max(self.most, len(futures))
+        return futures[-1:], futures[:-1]  # the last first: nobody may count on the order
+
+    def get(self, future: Callable[[], Any]) -> Any:
+        try:
+            return future()
+        except self.exceptions.RayError:
+            raise
+        except Exception as error:  # as Ray does with whatever a task raises
+            raise self.exceptions.RayTaskError(
+                "run", "Traceback ...", error, "", 1, "::1"
+            ).as_instanceof_cause() from None
+
+    def cancel(self, future: Any, force: bool) -> None:
+        self.cancelled.append(future)
+
+
+class LocalPool:
+    """`cluster.workers.ActorPool` and `TaskPool` with slots in this process."""
+
+    def __init__(
+        self, factory: Callable[[], Callable[[Any], Any]], num_items: int, workers: int | None, *_: Any
+    ) -> None:
+        self.slots = min(workers or 2, num_items)
+        self._factory = factory
+        self._functions: dict[int, Callable[[Any], Any]] = {}
+
+    def submit(self, slot: int, item: Any) -> Callable[[], Any]:
+        return lambda: self._function(slot)(item)
+
+    def _function(self, slot: int) -> Callable[[Any], Any]:
+        if slot not in self._functions:
+            self._functions[slot] = self._factory()
+        return self._functions[slot]
+
+    def __enter__(self) -> "LocalPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def local_ray(monkeypatch: pytest.MonkeyPatch) -> LocalRay:
+    """Everything but Ray is real, in this process; `sessions` counts how often a session was asked for."""
+    local = LocalRay()
+
+    @contextmanager
+    def session(settings: Any) -> Iterator[None]:
+        local.sessions += 1
+        yield
+
+    monkeypatch.setattr("cluster.dispatch.ray", local)
+    monkeypatch.setattr("cluster.session.session", session)
+    monkeypatch.setattr("cluster.labeller.ActorPool", LocalPool)
+    monkeypatch.setattr("cluster.planner.TaskPool", lambda function: LocalPool(lambda: function, 4, 4))
+    return local
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended: exit code, the run's record, and what it said on stderr."""
+
+    code: int
+    record: dict[str, Any]
+    said: str
+
+
+@pytest.fixture
+def nightshift(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Run a command of the command line in this process: `nightshift(config, "label", "--set", "label.top_k=1")`."""
+    from jobs.cli import main
+
+    def run(config: Any, command: str, *arguments: str) -> Ended:
+        path = write_config(tmp_path / "night.yaml", config)
+        capsys.readouterr()
+        code = main([command, str(path), "--json", *arguments])
+        said = capsys.readouterr()
+        lines = said.out.splitlines()
+        return Ended(code, json.loads(lines[-1]) if lines else {}, said.err)
+
+    return run
+
+
+def write_config(path: Path, config: Any) -> Path:
+    """Write a config as the YAML file that a person would have."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    return path
+
+
+def published(storage: Storage, dataset: str) -> list[tuple[Any, str, str]]:
+    """Return (id, label, content hash) of all rows of the current view, sorted."""
+    from pipeline.publication import read_view
+    from pipeline.tables import read_table
+
+    view = read_view(storage, dataset)
+    assert view is not None, "nothing is published"
+    columns = ("image_id", "label", "content_hash")
+    tables = [read_table(storage, path, columns).select(columns) for path in view.files]
+    return sorted(
+        row for table in tables for row in zip(*(column.to_pylist() for column in table.columns), strict=True)
+    )
+
+
+@pytest.fixture(scope="session")
+def class_folders() -> Callable[..., Path]:
+    """Write `<split>/<class>/<n>.png` below a folder: noise around one grey per class, so that every model learns it."""
+
+    def write(
+        root: Path,
+        num: dict[str, int] | None = None,
+        classes: tuple[str, ...] = ("cat", "dog", "mug"),
+        size: tuple[int, int] = (9, 8),
+    ) -> Path:
+        random = np.random.default_rng(len(classes))
+        for split, count in (num or {"train": 14, "val": 5, "test": 4}).items():
+            for number, name in enumerate(classes):
+                folder = root / split / name
+                folder.mkdir(parents=True, exist_ok=True)
+                for n in range(count):
+                    noise = random.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8)
+                    grey = np.uint8(180 * number // max(1, len(classes) - 1))
+                    Image.fromarray(noise + grey, "RGB").save(folder / f"{n:03d}.png")
+        return root
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def training_task() -> Callable[..., Any]:
+    """Return the TrainTask of a folder of images, its example tables made in this process: no plan, no Ray."""
+    from pipeline.classes import classes_from_labels
+    from pipeline.examples import load_examples
+    from pipeline.features import Extractor
+    from pipeline.settings import ModelSettings, SplitSettings, TrainSettings
+    from pipeline.shards import make_shards
+    from pipeline.sources import list_source, open_source, segments_of
+    from pipeline.storage import open_storage
+    from pipeline.tasks import ExamplesTask, TrainTask
+
+    def make(
+        images: Path, store: Path, train: dict[str, Any], model: dict[str, Any], shard_images: int = 10, key: str = "key"
+    ) -> TrainTask:
+        source, storage = InputSettings(url=str(images), shard_images=shard_images), StorageSettings()
+        folder, _ = open_source(source, storage)
+        files = list_source(source, storage).files
+        shards = tuple(
+            make_shards((s for f in files for s in segments_of(f, "images", source, folder)), shard_images)
+        )
+        settings, network, split = TrainSettings(**train), ModelSettings(**model), SplitSettings()
+        cached = settings.mode == "head" and settings.cache_features
+        name = "features" if cached else "examples"
+        extract = Extractor(ExamplesTask(str(store), storage, source, "images", network, name, cached))
+        for shard in shards:
+            extract(shard)
+        examples = load_examples(open_storage(str(store), storage), "images", name, shards, split)
+        classes = classes_from_labels(examples.labels[i] for i in examples.of("train"))
+        return TrainTask(
+            str(store), storage, source, split, network, settings, 0, "images", shards, name, classes.names, key, "now"
+        )
+
+    return make

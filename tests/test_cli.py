@@ -1,10 +1,16 @@
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from jobs.cli import COMMANDS, build_parser, main
+from jobs import cli
+from jobs.cli import COMMANDS, EPILOG, build_parser, main
+from pipeline.errors import StorageError
 
 SURFACE = {
     "demo": {"--folder", "--fresh"},
@@ -99,3 +105,121 @@ def test_python_m_jobs_is_the_same_command():
     done = subprocess.run([sys.executable, "-m", "jobs", "--help"], capture_output=True, text=True, check=True)
     assert "nightly" in done.stdout
     assert "exit codes" in done.stdout
+
+
+def bad_images(night, number):
+    import pyarrow as pa
+
+    return pa.array([b"bad"] * number + [night.png(n) for n in range(10 - number)], pa.binary())
+
+
+def complete(night, monkeypatch):
+    return night.config()
+
+
+def failed(night, monkeypatch):
+    def fails(*_):
+        raise StorageError("the store is full")
+
+    monkeypatch.setattr("jobs.label.publish", fails)
+    return night.config()
+
+
+def refused(night, monkeypatch):
+    return night.config(model={"name": "unknown"})
+
+
+def held_back(night, monkeypatch):
+    night.write("b.parquet", range(10, 20), image=bad_images(night, 9))
+    return night.config()
+
+
+def nothing_new(night, monkeypatch):
+    config = night.config(label={"require_new": True})
+    night.whole(config, night.seal())
+    return config
+
+
+def stopped(night, monkeypatch):
+    def stops(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jobs.label.publish", stops)
+    return night.config()
+
+
+@pytest.mark.parametrize("prepare", [complete, failed, refused, held_back, nothing_new, stopped])
+def test_every_exit_code_of_the_help_page_is_what_a_run_ends_with(night, nightshift, local_ray, monkeypatch, prepare):
+    documented = dict(re.findall(r"^  (\d)  (.*)$", EPILOG, re.MULTILINE))
+    order = [complete, failed, refused, held_back, nothing_new, stopped]
+    assert [int(code) for code in documented] == list(range(len(order)))
+    night.write("a.parquet", range(10))
+    night.seal()
+    ended = nightshift(prepare(night, monkeypatch), "label")
+    assert ended.code == order.index(prepare)
+    assert ended.record["exit_code"] == ended.code
+    stem = ("complete", "failed", "refused", "finished", "nothing new", "stopped early")[ended.code]
+    assert ended.record["outcome"].startswith(stem)
+
+
+@pytest.mark.parametrize("command", ["status", "labels", "report", "doctor"])
+def test_ctrl_c_says_how_to_continue_also_where_no_record_is_kept(monkeypatch, capsys, command):
+    def stops(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_handlers", lambda: {command: stops})
+    assert main([command, "configs/demo.yaml"]) == 5
+    assert capsys.readouterr().err == f"nightshift {command}: stopped early; the same command continues it\n"
+
+
+def deliver(number):
+    """Send this process a signal, and go on only when its handler had its turn."""
+    os.kill(os.getpid(), number)
+    time.sleep(0)  # bytecode boundaries are where handlers run
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_stops_a_run_the_second_is_asked_to_wait_the_third_is_final(monkeypatch, capfd, number):
+    before = signal.getsignal(number)
+    seen = []
+
+    def works(options):
+        for _ in range(3):
+            try:
+                deliver(number)
+                seen.append("waits")
+            except KeyboardInterrupt:
+                seen.append("stops")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_handlers", lambda: {"status": works})
+    assert main(["status", "configs/demo.yaml"]) == 5
+    assert seen == ["stops", "waits", "stops"]
+    assert "stopping already" in capfd.readouterr().err
+    assert signal.getsignal(number) is before, "whoever called gets his own answers back"
+
+
+def test_a_signal_that_is_ignored_from_outside_stays_ignored(monkeypatch):
+    def works(options):
+        deliver(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(cli, "_handlers", lambda: {"status": works})
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as nohup and a shell's & do
+    try:
+        assert main(["status", "configs/demo.yaml"]) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    program = (
+        "import sys; from jobs import cli; cli._handlers = lambda: {'status': lambda o: print('x' * 10**6) or 0}; "
+    )
+    program += "sys.exit(cli.main(['status', 'configs/demo.yaml']))"
+    job = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    job.stdout.read(10)
+    job.stdout.close()
+    said = job.stderr.read()
+    job.stderr.close()
+    assert (job.wait(), said) == (0, b"")

@@ -1,0 +1,96 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pipeline.adoption import adopt
+from pipeline.bundle import load_bundle
+from pipeline.errors import ModelError
+from pipeline.settings import ModelSettings, TransformSettings
+from pipeline.storage import open_storage
+from pipeline.zoo import build
+
+
+@pytest.fixture
+def store(tmp_path, storage_settings):
+    return open_storage(str(tmp_path / "store"), storage_settings)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """Weights of a linear classifier of three classes on disk, and the section that adopts them."""
+    torch.manual_seed(0)
+    net = build("linear", {"size_px": 4, "in_channels": 1}, 3)
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "classes.json").write_text(json.dumps(["cat", "dog", "mug"]))
+    return ModelSettings(
+        name="stock",
+        builder="linear",
+        weights=str(tmp_path / "w.safetensors"),
+        classes=str(tmp_path / "classes.json"),
+        transforms=TransformSettings(resize_px=5, crop_px=4, color="L"),
+    )
+
+
+def changed(settings, **values):
+    return settings.model_copy(update=values)
+
+
+def test_weights_and_classes_become_a_bundle(store, settings, storage_settings, tmp_path):
+    version = adopt(store, settings, storage_settings)
+    bundle = load_bundle(store, "stock", version)
+    assert bundle.architecture.classes.names == ("cat", "dog", "mug")
+    assert bundle.architecture.transforms.crop_px == 4
+    assert bundle.temperature == 1.0
+    from safetensors.torch import load_file
+
+    given = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(given[key], tensor) for key, tensor in bundle.net.state_dict().items())
+
+
+def test_adopting_twice_is_one_version(store, settings, storage_settings):
+    assert adopt(store, settings, storage_settings) == adopt(store, settings, storage_settings)
+
+
+@pytest.mark.parametrize("key", ["weights", "classes"])
+def test_both_weights_and_classes_are_needed(store, settings, storage_settings, key):
+    with pytest.raises(ModelError, match=rf"needs model\.{key}; set it"):
+        adopt(store, changed(settings, **{key: None}), storage_settings)
+
+
+@pytest.mark.parametrize("key", ["weights", "classes"])
+def test_files_that_do_not_exist_are_named(store, settings, storage_settings, key):
+    with pytest.raises(ModelError, match=rf"model\.{key}: /nowhere/x.safetensors does not exist"):
+        adopt(store, changed(settings, **{key: "/nowhere/x.safetensors"}), storage_settings)
+
+
+def test_a_wrong_number_of_classes_is_said_and_nothing_is_sealed(store, settings, storage_settings, tmp_path):
+    (tmp_path / "classes.json").write_text(json.dumps(["cat", "dog"]))
+    with pytest.raises(ModelError, match=r"fc.weight is \(3, 16\), expected \(2, 16\).*number of classes"):
+        adopt(store, settings, storage_settings)
+    assert list(store.list()) == []
+
+
+def test_weights_of_another_network_are_said(store, settings, storage_settings):
+    with pytest.raises(ModelError, match="does not fit LabCNN"):
+        adopt(store, changed(settings, builder="lab_cnn"), storage_settings)
+
+
+def test_classes_that_are_no_list_are_said(store, settings, storage_settings, tmp_path):
+    (tmp_path / "classes.json").write_text('{"0": "cat"}')
+    with pytest.raises(ModelError, match="expected a JSON list"):
+        adopt(store, settings, storage_settings)
+
+
+def test_the_stock_imagenet_model_is_adopted_with_its_own_classes(store, storage_settings, shared_data):
+    weights = shared_data / "weights"
+    settings = ModelSettings(
+        builder="squeezenet1_1",
+        weights=str(weights / "squeezenet1_1_imagenet.safetensors"),
+        classes=str(weights / "imagenet_classes.json"),
+    )
+    bundle = load_bundle(store, "model", adopt(store, settings, storage_settings))
+    assert len(bundle.architecture.classes) == 1000
+    assert bundle.architecture.classes.names.count("crane") == 2
+    assert (bundle.architecture.transforms.resize_px, bundle.architecture.transforms.crop_px) == (256, 224)

@@ -1,0 +1,202 @@
+import json
+
+import pyarrow as pa
+import pytest
+
+import cluster.labeller
+from cluster.dispatch import Failure
+from jobs.evaluate import work
+from jobs.runs import Run, execute
+from pipeline.splits import split_of
+
+
+class Workers:
+    """Takes the place of the pool of actors: judges in this process, notes the shards, and gives up some."""
+
+    def __init__(self) -> None:
+        self.shards, self.gives_up = [], set()
+
+    def over_shards(self, shards, factory, settings):
+        judge = factory()
+        for shard in shards:
+            self.shards.append(shard)
+            failed = shard.segments[0].path in self.gives_up
+            yield shard, Failure("TransientError: 503", 3) if failed else judge(shard)
+
+
+@pytest.fixture
+def workers(monkeypatch) -> Workers:
+    workers = Workers()
+    monkeypatch.setattr(cluster.labeller, "over_shards", workers.over_shards)
+    monkeypatch.setattr(Run, "start_cluster", lambda run: None)
+    return workers
+
+
+def evaluate(night, config, split: str | None = None, run_id: str | None = None) -> dict:
+    """Run the command; return the run's record."""
+    run = Run("evaluate", config, run_id)
+    execute(run, lambda current: work(current, split))
+    return run.record
+
+
+def written(night, version: str) -> dict:
+    return json.loads(night.store.read(f"models/tiny/{version}/evaluation.json"))
+
+
+def paths(workers: Workers) -> list[str]:
+    return sorted(segment.path for shard in workers.shards for segment in shard.segments)
+
+
+@pytest.fixture
+def split_files(night):
+    """Four files of four images, each with its own splits; one shard each: (night, config, version)."""
+    splits = {
+        "a.parquet": ["train"] * 4, "b.parquet": ["train", "train", "test", "train"], "c.parquet": ["validation"] * 4,
+        "d.parquet": ["test"] * 4,
+    }  # fmt: skip
+    for number, (name, words) in enumerate(splits.items()):
+        night.write(name, list(range(4 * number, 4 * number + 4)), split=words)
+    config, version = night.config(input={"split_column": "split", "shard_images": 4}), night.seal()
+    night.plan(config)
+    return night, config, version
+
+
+def test_evaluation_lies_beside_the_bundle_and_in_the_record(split_files, workers, capsys):
+    night, config, version = split_files
+    record = evaluate(night, config)
+    found = written(night, version)
+    assert {"split", "num_images", "top1", "top5", "loss"} <= found.keys()
+    assert (found["split"], found["num_images"], found["top5"]) == ("test", 5, 1.0)
+    assert (found["dataset"], found["version"], found["classes"]) == ("data", version, ["ant", "bee", "cat"])
+    assert found["interval95"][0] <= found["top1"] <= found["interval95"][1]
+    assert len(found["misclassified"]) == found["num_misclassified"] == 5 - round(5 * found["top1"])
+    assert record["exit_code"] == 0
+    assert record["evaluation"]["top1"] == found["top1"]
+    assert record["model"] == f"tiny@{version}"
+    assert "split test: top-1 " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("split", "read", "num_images"),
+    [
+        ("test", ["b.parquet", "d.parquet"], 5),
+        ("val", ["c.parquet"], 4),
+        ("train", ["a.parquet", "b.parquet"], 7),
+        ("val+test", ["b.parquet", "c.parquet", "d.parquet"], 9),
+    ],
+)
+def test_only_shards_with_rows_of_the_split_are_read(split_files, workers, split, read, num_images):
+    night, config, version = split_files
+    evaluate(night, config, split)
+    assert paths(workers) == read
+    assert (written(night, version)["split"], written(night, version)["num_images"]) == (split, num_images)
+
+
+def test_shards_of_one_file_are_told_apart(night, workers):
+    night.write("a.parquet", list(range(12)), 4, split=["train"] * 8 + ["test"] * 4)
+    config, version = night.config(input={"split_column": "split", "shard_images": 4}), night.seal()
+    night.plan(config)
+    evaluate(night, config, "test")
+    assert [shard.segments[0].first_row for shard in workers.shards] == [8]
+    assert written(night, version)["num_images"] == 4
+
+
+def test_rows_without_a_split_make_a_shard_matter(night, workers):
+    night.write("a.parquet", list(range(40)), split=["train"] * 20 + [None] * 20)
+    night.write("b.parquet", list(range(40, 60)), split=["train"] * 20)
+    config = night.config(input={"split_column": "split", "shard_images": 40}, split={"val": 0.4, "test": 0.4})
+    version = night.seal()
+    night.plan(config)
+    evaluate(night, config)
+    assert paths(workers) == ["a.parquet"]
+    assert written(night, version)["split"] == "test"
+    assert 0 < written(night, version)["num_images"] < 20
+
+
+def test_hash_splits_need_every_shard(night, workers):
+    night.write("a.parquet", list(range(30)), 10, group=[f"g{n % 10}" for n in range(30)])
+    config = night.config(input={"group_column": "group", "shard_images": 10}, split={"val": 0.3, "test": 0.3})
+    version = night.seal()
+    night.plan(config)
+    evaluate(night, config, "val")
+    assert len(workers.shards) == 3
+    expected = 3 * [split_of(f"g{n}", config.split) for n in range(10)].count("val")
+    assert written(night, version)["num_images"] == expected > 0
+
+
+def test_folders_name_the_shards_that_matter(night, workers):
+    for number, path in enumerate(["train/ant/1.png", "train/bee/2.png", "val/bee/3.png", "val/cat/4.png"]):
+        (night.data / path).parent.mkdir(parents=True, exist_ok=True)
+        (night.data / path).write_bytes(night.png(number))
+    source = {**dict.fromkeys(("image_column", "id_column", "label_column")), "shard_images": 1}
+    config, version = night.config(input=source), night.seal()
+    night.plan(config)
+    evaluate(night, config)
+    assert paths(workers) == ["val/bee/3.png", "val/cat/4.png"]
+    assert (written(night, version)["split"], written(night, version)["num_images"]) == ("val", 2)
+
+
+def test_failed_shards_leave_the_last_evaluation_as_it_was(split_files, workers, capsys):
+    night, config, version = split_files
+    evaluate(night, config)
+    before = written(night, version)
+    workers.gives_up = {"d.parquet"}
+    record = evaluate(night, config)
+    assert record["exit_code"] == 3
+    assert (record["failed_shards"], record["failures"][0]["error"]) == (1, "TransientError: 503")
+    assert "evaluation" not in record
+    assert written(night, version) == before
+    said = capsys.readouterr().err
+    assert "1 of 2 shards could not be judged, so evaluation.json stays as it was" in said
+    assert "TransientError: 503" in said
+
+
+@pytest.mark.parametrize(
+    ("splits", "shares", "chosen"),
+    [
+        (["train", "test", "val"], {}, "test"),
+        (["train", "val", "val"], {}, "val"),
+        (["train", "validation", None], {}, "val"),
+        (None, {"test": 0.5, "val": 0.1}, "test"),
+        (None, {"test": 0, "val": 0.5}, "val"),
+    ],
+)
+def test_default_split_is_test_else_val(night, workers, splits, shares, chosen):
+    columns = {"split": splits * 10} if splits else {}
+    night.write("a.parquet", list(range(30)), **columns)
+    config = night.config(input={"split_column": "split" if splits else None}, split=shares)
+    version = night.seal()
+    night.plan(config)
+    evaluate(night, config)
+    assert written(night, version)["split"] == chosen
+
+
+@pytest.mark.parametrize(
+    ("source", "columns", "split", "words"),
+    [
+        ({"split_column": "split"}, {"split": ["train"] * 4}, None, "no split test or val to judge on, only train"),
+        ({"split_column": "split"}, {"split": ["val"] * 4}, "tets", "no labelled image belongs to the split tets; there are: val"),
+        ({"split_column": "split", "label_column": None}, {"split": ["test"] * 4}, None, "evaluation needs labels"),
+        ({"split_column": "split"}, {"split": ["test"] * 4, "label": ["yak"] * 4}, None, "none of the labels in label (yak"),
+        ({"split_column": "split"}, {"split": ["test"] * 4, "label": pa.nulls(4, pa.string())}, None, "no labelled image belongs"),
+    ],
+)  # fmt: skip
+def test_nothing_to_judge_is_said(night, workers, capsys, source, columns, split, words):
+    night.write("a.parquet", list(range(4)), **columns)
+    config, version = night.config(input=source), night.seal()
+    night.plan(config)
+    assert evaluate(night, config, split)["exit_code"] == 2
+    assert words in capsys.readouterr().err
+    assert f"models/tiny/{version}/evaluation.json" not in [entry.path for entry in night.store.list("models")]
+
+
+def test_unknown_labels_and_bad_images_are_said(night, workers, capsys):
+    images = pa.array([night.png(1), night.png(2), b"bad"], pa.binary())
+    night.write("a.parquet", [1, 2, 3], image=images, label=["ant", "yak", "bee"], split=["test"] * 3)
+    config, version = night.config(input={"split_column": "split"}), night.seal()
+    night.plan(config)
+    evaluate(night, config)
+    assert (written(night, version)["num_images"], written(night, version)["quarantined"]) == (1, 1)
+    said = capsys.readouterr().err
+    assert "1 image of the split cannot be read" in said
+    assert "1 images have labels that the model does not know" in said

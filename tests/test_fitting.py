@@ -1,0 +1,262 @@
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline import zoo
+from pipeline.bundle import load_bundle
+from pipeline.checkpoints import Checkpoints
+from pipeline.engine import TorchEngine
+from pipeline.errors import ModelError
+from pipeline.fitting import OnPixels, fit, start_network
+from pipeline.storage import open_storage
+from pipeline.training import Seat
+from pipeline.transforms import Transforms
+
+TEN = tuple("abcdefghij")
+SMALL = {"resize_px": 9, "crop_px": 8}
+WIDE = {"resize_px": 33, "crop_px": 32}
+NARROW = {"width_mult": 0.25}
+# Backbones with random weights: with BatchNorm and dropout, and with a convolution for a head.
+BACKBONES = {"mobilenet_v2": NARROW, "squeezenet1_1": {}}
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """Safetensors files of both backbones with random weights, moved away from where they start."""
+    folder = tmp_path_factory.mktemp("weights")
+    for builder, arguments in BACKBONES.items():
+        torch.manual_seed(5)
+        net = zoo.build(builder, arguments, 20).train()
+        with torch.no_grad():
+            net(torch.randn(16, 3, 32, 32))  # BatchNorm statistics that are not 0 and 1
+        save_file(net.state_dict(), folder / f"{builder}.safetensors")
+    return folder
+
+
+@pytest.fixture
+def make(tmp_path, class_folders, training_task):
+    """Return a task on small folders of pictures, in a store of its own; pictures and tables are made once."""
+
+    def task(train, model, where="store", classes=("cat", "dog", "mug"), num=None):
+        images = tmp_path / f"images-{len(classes)}"
+        if not images.exists():
+            class_folders(images, num or {"train": 6, "val": 2}, classes, (36, 34) if model["transforms"] == WIDE else (9, 8))
+        return training_task(images, tmp_path / where, train, model)
+
+    return task
+
+
+def run(task, advanced=lambda count: None):
+    return fit(task, Seat(), lambda module: module, advanced)
+
+
+def bundle_of(task, result):
+    return load_bundle(open_storage(task.store, task.storage), task.model.name, result["version"])
+
+
+def losses(result):
+    return [
+        [record[key] for key in ("train_loss", "train_top1", "val_loss", "val_top1")] for record in result["history"]
+    ]
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+LINEAR = {"builder": "linear", "transforms": SMALL}
+SCRATCH = {"mode": "scratch", "epochs": 3, "batch_size": 8, "learning_rate": 1e-2}
+
+
+def pretrained(weights, builder):
+    path = str(weights / f"{builder}.safetensors")
+    return {"builder": builder, "arguments": BACKBONES[builder], "weights": path, "transforms": WIDE}
+
+
+def test_training_learns_and_seals_what_it_learned(make):
+    task = make(SCRATCH | {"epochs": 12}, {"builder": "lab_cnn", "transforms": SMALL})
+    result = run(task)
+    bundle = bundle_of(task, result)
+    assert [record["epoch"] for record in result["history"]] == list(range(1, 13))
+    assert result["history"][-1]["val_top1"] == 1.0
+    assert (result["num_train"], result["num_val"]) == (18, 6)
+    assert bundle.architecture.classes.names == ("cat", "dog", "mug")
+    assert bundle.architecture.head == "native"
+    black = np.zeros((1, 8, 8, 3), np.uint8)
+    greys = np.concatenate([black + 30, black + 120, black + 210])
+    assert TorchEngine(bundle.net, bundle.architecture.transforms)(greys).argmax(1).tolist() == [0, 1, 2]
+
+
+def test_the_result_lies_beside_the_bundle_and_in_the_training_s_folder(make):
+    task = make(SCRATCH, LINEAR)
+    result = run(task)
+    store = open_storage(task.store, task.storage)
+    beside = json.loads(store.read(f"models/model/{result['version']}/training.json"))
+    assert beside == json.loads(store.read("trainings/key/result.json")) == result
+    assert (beside["run_key"], beside["dataset"], beside["started_at"]) == ("key", "images", "now")
+
+
+@pytest.mark.parametrize("builder", ["linear", "lab_cnn", "squeezenet1_1"])
+def test_the_first_loss_of_a_fresh_classifier_is_that_of_guessing(make, builder):
+    train = SCRATCH | {"epochs": 1, "learning_rate": 1e-12}
+    transforms = WIDE if builder == "squeezenet1_1" else SMALL
+    result = run(make(train, {"builder": builder, "transforms": transforms}, classes=TEN, num={"train": 4}))
+    assert result["history"][0]["train_loss"] == pytest.approx(math.log(10), rel=0.1)
+
+
+@pytest.mark.parametrize("mode", ["head", "finetune"])
+@pytest.mark.parametrize("builder", BACKBONES)
+def test_a_fresh_head_on_pretrained_weights_starts_guessing_too(make, weights, builder, mode):
+    train = {"mode": mode, "epochs": 1, "batch_size": 8, "learning_rate": 1e-12}
+    result = run(make(train, pretrained(weights, builder), classes=TEN, num={"train": 2}))
+    assert result["history"][0]["train_loss"] == pytest.approx(math.log(10), rel=0.1)
+
+
+@pytest.mark.parametrize("builder", BACKBONES)
+def test_the_head_from_cached_features_is_the_head_from_the_live_backbone(make, weights, builder):
+    results, nets = [], []
+    for cached in (True, False):
+        train = {"mode": "head", "epochs": 4, "batch_size": 8, "learning_rate": 1e-2, "cache_features": cached}
+        task = make(train, pretrained(weights, builder), where=f"store-{cached}")
+        assert task.cached is cached
+        results.append(run(task))
+        nets.append(bundle_of(task, results[-1]).net)
+    heads = [zoo.head_of(net).state_dict() for net in nets]
+    assert heads[0].keys() == {"weight", "bias"}
+    for key in heads[0]:
+        torch.testing.assert_close(heads[0][key], heads[1][key], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses(results[0]), losses(results[1]), atol=1e-5)
+    assert results[0]["history"][-1]["train_loss"] < results[0]["history"][0]["train_loss"]
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_frozen_backbone_is_sealed_as_it_was_statistics_included(make, weights, cached):
+    train = {"mode": "head", "epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "cache_features": cached}
+    task = make(train, pretrained(weights, "mobilenet_v2"))
+    sealed = bundle_of(task, run(task)).net.state_dict()
+    given = load_file(weights / "mobilenet_v2.safetensors")
+    head = {"classifier.1.weight", "classifier.1.bias"}
+    assert sealed.keys() == given.keys()
+    assert any("running_mean" in key for key in given)
+    assert [key for key in sealed if key not in head and not torch.equal(sealed[key], given[key])] == []
+    assert sealed["classifier.1.weight"].shape == (3, 1280)
+
+
+def test_finetuning_moves_weights_and_statistics(make, weights):
+    task = make({"mode": "finetune", "epochs": 1, "batch_size": 8}, pretrained(weights, "mobilenet_v2"))
+    sealed = bundle_of(task, run(task)).net.state_dict()
+    given = load_file(weights / "mobilenet_v2.safetensors")
+    for key in ("features.0.0.weight", "features.0.1.running_mean"):
+        assert not torch.equal(sealed[key], given[key])
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stopping_after(count):
+    done = 0
+
+    def advanced(more):
+        nonlocal done
+        done += more
+        if done > count:
+            raise Stopped
+
+    return advanced
+
+
+CASES = {
+    "scratch": lambda weights: (SCRATCH, LINEAR),
+    "finetune": lambda weights: (SCRATCH | {"mode": "finetune"}, pretrained(weights, "mobilenet_v2")),
+    "head": lambda weights: (SCRATCH | {"mode": "head"}, pretrained(weights, "squeezenet1_1")),
+    "live": lambda weights: (SCRATCH | {"mode": "head", "cache_features": False}, pretrained(weights, "mobilenet_v2")),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_training_that_continues_seals_the_very_same_bundle(make, weights, case):
+    train, model = CASES[case](weights)
+    expected = run(make(train, model, where="whole"))
+    task = make(train, model, where="killed")
+    with pytest.raises(Stopped):
+        run(task, stopping_after(18 + 9))  # in the second epoch
+    checkpoints = Checkpoints(open_storage(task.store, task.storage), task.run_key)
+    assert checkpoints.epochs_done() == 1
+    result = run(task)
+    assert result["version"] == expected["version"]
+    assert losses(result) == losses(expected)
+
+
+def test_a_training_killed_before_it_sealed_seals_without_training_again(make):
+    task = make(SCRATCH, LINEAR)
+    result, store, done = run(task), open_storage(task.store, task.storage), []
+    for entry in [*store.list("models"), store.stat("trainings/key/result.json")]:
+        store.delete(entry.path)
+    assert run(task, done.append) == result
+    assert done == [18 * 3]
+    assert bundle_of(task, result).version == result["version"]
+
+
+def test_other_ranks_than_0_leave_nothing_in_the_store(make):
+    task = make(SCRATCH, LINEAR)
+    store = open_storage(task.store, task.storage)
+    before = {entry.path for entry in store.list()}
+    assert fit(task, Seat(1, 2), lambda module: module, lambda count: None) is None
+    assert {entry.path for entry in store.list()} == before
+
+
+def test_the_fresh_parts_depend_on_the_seed_and_on_nothing_else(make, weights):
+    for train, model in (CASES["scratch"](weights), CASES["finetune"](weights)):
+        task = make(train, model)
+        first = start_network(task)[0]
+        torch.rand(7)
+        assert same(first, start_network(task)[0])
+        assert not same(first, start_network(replace(task, seed=1))[0])
+
+
+def test_held_out_images_of_unknown_classes_are_no_part_of_validation(make, tmp_path, class_folders):
+    task = make(SCRATCH, LINEAR)
+    class_folders(tmp_path / "images-3", {"val": 2}, ("emu",))
+    task = make(SCRATCH, LINEAR)
+    assert task.classes == ("cat", "dog", "mug")
+    assert run(task)["num_val"] == 6
+
+
+@pytest.mark.parametrize("builder", ["inception_v3", "googlenet"])
+@pytest.mark.parametrize("mode", ["scratch", "finetune"])
+def test_networks_with_auxiliary_outputs_are_refused_where_they_would_train_wrong(make, tmp_path, builder, mode):
+    model = {"builder": builder, "transforms": WIDE, "weights": None}
+    if mode == "finetune":
+        arguments = {"aux_logits": True, "init_weights": False}
+        save_file(zoo.build(builder, arguments, 2).state_dict(), tmp_path / "aux.safetensors")
+        model["weights"] = str(tmp_path / "aux.safetensors")
+    task = make(SCRATCH | {"mode": mode}, model, num={"train": 1})
+    with pytest.raises(ModelError, match=f"{builder} has auxiliary outputs"):
+        run(task)
+
+
+def test_weights_that_do_not_fit_the_builder_are_refused(make, weights):
+    model = pretrained(weights, "mobilenet_v2") | {"arguments": {}}
+    with pytest.raises(ModelError, match=r"model.weights: .*does not fit MobileNetV2"):
+        run(make({"mode": "finetune"}, model))
+
+
+def test_normalising_belongs_to_the_network():
+    transforms = Transforms(8, 8)
+    net = zoo.build("linear", {"size_px": 8, "in_channels": 3}, 2)
+    pixels = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
+    torch.testing.assert_close(OnPixels(net, transforms)(pixels), net(transforms.normalize(pixels)))
+
+
+def test_a_head_on_real_weights_learns_what_is_easy(shared_data, make):
+    """Pictures of one grey per class: guessing would be right for a third."""
+    path = str(shared_data / "weights/squeezenet1_1_imagenet.safetensors")
+    model = {"builder": "squeezenet1_1", "weights": path, "transforms": WIDE}
+    result = run(make({"mode": "head", "epochs": 20, "batch_size": 8, "learning_rate": 1e-2}, model))
+    assert result["history"][-1]["val_top1"] > 0.9

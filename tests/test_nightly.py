@@ -1,0 +1,78 @@
+import json
+
+import pytest
+from conftest import published
+
+from pipeline.errors import StorageError
+
+
+@pytest.fixture(autouse=True)
+def model(night):
+    return night.seal()
+
+
+def counts(record):
+    return tuple(record[key] for key in ("images_in", "labelled", "quarantined", "skipped", "failed_shards"))
+
+
+def test_each_night_labels_what_is_new_and_writes_its_page(night, nightshift, local_ray):
+    night.write("a.parquet", range(10))
+    first = nightshift(night.config(), "nightly", "--run-id", "night-1")
+    assert (first.code, counts(first.record)) == (0, (10, 10, 0, 0, 0))
+    night.write("b.parquet", range(10, 14))
+    second = nightshift(night.config(), "nightly", "--run-id", "night-2")
+    assert (second.code, counts(second.record)) == (0, (4, 4, 0, 10, 0))
+    assert [stage["name"] for stage in second.record["stages"]] == ["plan", "label"]
+    assert [row[0] for row in published(night.store, "data")] == list(range(14))
+    page = night.store.read("runs/night-2/report.html").decode()
+    assert "night-2" in page
+    assert f"report: {night.store.url}/runs/night-2/report.html" in second.said
+    assert json.loads(night.store.read("runs/night-2/run.json")) == second.record
+
+
+def test_deleted_images_leave_the_view_without_labelling_anything(night, nightshift, local_ray):
+    night.write("a.parquet", range(10))
+    gone = night.write("b.parquet", range(10, 14))
+    nightshift(night.config(), "nightly")
+    gone.unlink()
+    ended = nightshift(night.config(), "nightly")
+    assert (ended.code, counts(ended.record)) == (0, (0, 0, 0, 10, 0))
+    assert [row[0] for row in published(night.store, "data")] == list(range(10))
+
+
+@pytest.mark.parametrize(("require_new", "code"), [(False, 0), (True, 4)])
+def test_a_night_without_anything_new_has_its_page_too(night, nightshift, local_ray, require_new, code):
+    night.write("a.parquet", range(10))
+    config = night.config(label={"require_new": require_new})
+    nightshift(config, "nightly")
+    ended = nightshift(config, "nightly", "--run-id", "quiet")
+    assert (ended.code, counts(ended.record)) == (code, (0, 0, 0, 10, 0))
+    assert night.store.stat("runs/quiet/report.html").size_bytes > 0
+
+
+def test_a_night_with_a_broken_file_ends_with_3_and_a_page_that_names_it(night, nightshift, local_ray):
+    night.write("a.parquet", range(10))
+    (night.data / "b.parquet").write_bytes(b"half")
+    ended = nightshift(night.config(), "nightly", "--run-id", "broken")
+    assert (ended.code, counts(ended.record)) == (3, (10, 10, 0, 0, 0))
+    assert "b.parquet" in night.store.read("runs/broken/report.html").decode()
+
+
+def test_a_night_that_failed_keeps_its_exit_code(night, nightshift, local_ray, monkeypatch):
+    def fails(*_):
+        raise StorageError("the store is full")
+
+    night.write("a.parquet", range(10))
+    monkeypatch.setattr("jobs.label.publish", fails)
+    ended = nightshift(night.config(), "nightly")
+    assert ended.code == 1
+    assert "the store is full" in ended.said
+    assert "report:" not in ended.said
+
+
+def test_a_night_without_a_model_is_refused_before_it_plans(night, nightshift, local_ray):
+    night.write("a.parquet", range(10))
+    ended = nightshift(night.config(model={"name": "other"}), "nightly")
+    assert ended.code == 2
+    assert "run `nightshift train CONFIG` first" in ended.said
+    assert list(night.store.list("plans")) == []

@@ -1,0 +1,303 @@
+import os
+from pathlib import Path
+
+import pytest
+from conftest import hash_of
+
+from cluster import planner
+from pipeline.errors import InputError, TransientError
+from pipeline.plans import Plan, read_plan, read_unfinished, write_plan
+from pipeline.settings import StorageSettings
+from pipeline.shards import make_shards
+
+NOW = "2026-11-24T02:00:00+00:00"
+
+
+class Planner:
+    """Plans one input again and again, and counts what it took."""
+
+    def __init__(self, night):
+        self.night, self.connected, self.looked_at = night, 0, 0
+
+    def __call__(self, **changes):
+        config = self.night.config(input=changes)
+        self.connected = self.looked_at = 0
+        return planner.plan(self.night.store, config.input, config.storage, NOW, self._connect, self._advanced)
+
+    def _connect(self):
+        self.connected += 1
+
+    def _advanced(self, count):
+        self.looked_at += count
+
+
+@pytest.fixture
+def replan(night, local_ray):
+    return Planner(night)
+
+
+IMAGES = {"image_column": None, "id_column": None, "label_column": None}
+
+
+def write_images(night, *names):
+    for name in names:
+        path = night.data / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(night.png(hash_of(name)))
+
+
+def replace(path: Path, data: bytes):
+    """Write another version of a file, of another time also on a coarse clock."""
+    before = path.stat().st_mtime_ns
+    path.write_bytes(data)
+    os.utime(path, ns=(before + 10**9, before + 10**9))
+
+
+def live(plan):
+    """Return the rows of every live segment: (path, first row, rows)."""
+    return sorted((s.path, s.first_row, s.num_rows) for shard in plan.shards for s in shard.live)
+
+
+def test_a_first_plan_holds_every_row_once(night, replan):
+    night.write("a.parquet", range(25))
+    night.write("b.parquet", range(25, 30))
+    plan, new = replan(shard_images=10)
+    assert (plan.n, new, plan.num_images, plan.failed_files) == (1, True, 30, ())
+    assert live(plan) == [("a.parquet", 0, 10), ("a.parquet", 10, 10), ("a.parquet", 20, 5), ("b.parquet", 0, 5)]
+    assert [shard.num_images for shard in plan.shards] == [10, 10, 10]
+    assert (replan.connected, replan.looked_at) == (1, 2)
+    assert read_plan(night.store, "data") == plan
+
+
+def test_an_unchanged_input_makes_no_snapshot_and_reads_no_footer(night, replan):
+    night.write("a.parquet", range(5))
+    first, _ = replan()
+    assert replan() == (first, False)
+    assert (replan.connected, replan.looked_at) == (0, 0)
+
+
+def test_new_files_go_into_new_shards_and_old_shards_stay_as_they_are(night, replan):
+    night.write("b.parquet", range(5))
+    first, _ = replan(shard_images=100)
+    night.write("a.parquet", range(5, 8))
+    night.write("c.parquet", range(8, 9))
+    second, new = replan(shard_images=100)
+    assert (second.n, new) == (2, True)
+    assert second.shards[: len(first.shards)] == first.shards
+    assert [shard.num_images for shard in second.shards] == [5, 4]
+    assert replan.looked_at == 2, "the footers of known files are not read again"
+
+
+def test_another_shard_size_moves_nothing_that_has_a_shard(night, replan):
+    night.write("a.parquet", range(30))
+    first, _ = replan(shard_images=30)
+    assert replan(shard_images=10) == (first, False)
+
+
+def test_one_changed_image_replans_one_image(night, replan):
+    write_images(night, "ant/1.png", "ant/2.png", "bee/3.png")
+    first, _ = replan(**IMAGES)
+    replace(night.data / "ant/2.png", night.png(77))
+    second, new = replan(**IMAGES)
+    old, fresh = second.shards
+    assert new
+    assert old.id == first.shards[0].id
+    assert [segment.path for segment in old.live] == ["ant/1.png", "bee/3.png"]
+    assert [segment.path for segment in fresh.live] == ["ant/2.png"]
+    assert second.num_images == 3
+    assert (replan.connected, replan.looked_at) == (0, 1), "loose images have no footers: no session is needed"
+
+
+def test_a_changed_table_replans_all_of_its_rows_and_no_others(night, replan):
+    night.write("a.parquet", range(10))
+    night.write("b.parquet", range(10, 20))
+    first, _ = replan(shard_images=100)
+    path = night.write("a.parquet", range(12))
+    replace(path, path.read_bytes())
+    second, _ = replan(shard_images=100)
+    assert second.shards[0].id == first.shards[0].id
+    assert [(s.path, s.num_rows) for s in second.shards[0].live] == [("b.parquet", 10)]
+    assert live(second) == [("a.parquet", 0, 12), ("b.parquet", 0, 10)]
+
+
+def test_deleted_files_leave_the_plan_and_shards_without_rows_vanish(night, replan):
+    write_images(night, *(f"{i}.png" for i in range(6)))
+    first, _ = replan(**IMAGES, shard_images=2)
+    for name in ("0.png", "1.png", "2.png"):
+        (night.data / name).unlink()
+    second, new = replan(**IMAGES, shard_images=2)
+    assert new
+    assert [shard.id for shard in second.shards] == [shard.id for shard in first.shards[1:]]
+    assert [s.path for shard in second.shards for s in shard.live] == ["3.png", "4.png", "5.png"]
+
+
+def test_an_input_that_lost_everything_is_an_error_not_an_empty_plan(night, replan):
+    write_images(night, "1.png")
+    replan(**IMAGES)
+    (night.data / "1.png").unlink()
+    with pytest.raises(InputError, match="does not exist, is empty"):
+        replan(**IMAGES)
+    assert read_plan(night.store, "data").num_images == 1
+
+
+def test_a_broken_file_is_listed_and_the_rest_goes_on(night, replan):
+    night.write("a.parquet", range(5))
+    (night.data / "b.parquet").write_bytes(b"PAR1 this is no table")
+    night.write("c.parquet", range(5, 8))
+    plan, _ = replan()
+    assert plan.num_images == 8
+    assert [file["path"] for file in plan.failed_files] == ["b.parquet"]
+    assert "b.parquet: not a readable Parquet file" in plan.failed_files[0]["error"]
+
+
+def test_a_file_that_was_mended_joins_the_plan(night, replan):
+    night.write("a.parquet", range(5))
+    (night.data / "b.parquet").write_bytes(b"half")
+    broken, _ = replan()
+    assert replan() == (broken, False), "the same failure makes no new snapshot"
+    assert replan.looked_at == 1, "but it is looked at again"
+    night.write("b.parquet", range(5, 8))
+    mended, new = replan()
+    assert (mended.num_images, mended.failed_files, new) == (8, (), True)
+
+
+def test_an_input_of_broken_files_only_is_refused(night, replan):
+    night.data.mkdir()
+    (night.data / "a.parquet").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"none of the 1 files can be read; the first: .*a\.parquet"):
+        replan()
+    assert read_plan(night.store, "data") is None
+
+
+def test_a_storage_that_does_not_answer_fails_its_files_after_all_attempts(night, replan, monkeypatch):
+    night.write("a.parquet", range(5))
+    replan()
+    asked = []
+
+    def silent(file, kind, settings, folder):
+        asked.append(file.path)
+        raise TransientError("503 slow down")
+
+    monkeypatch.setattr(planner, "segments_of", silent)
+    monkeypatch.setattr("cluster.dispatch.FIRST_PAUSE_S", 0.001)
+    night.write("b.parquet", range(5, 8))
+    plan, _ = replan()
+    assert asked == ["b.parquet"] * planner.ATTEMPTS
+    assert plan.num_images == 5
+    assert plan.failed_files == ({"path": "b.parquet", "error": "TransientError: 503 slow down"},)
+
+
+def test_many_files_are_read_in_chunks_and_planned_in_name_order(night, replan, monkeypatch):
+    monkeypatch.setattr(planner, "FILES_PER_TASK", 2)
+    for number in range(7):
+        night.write(f"{number}.parquet", [number])
+    plan, _ = replan(shard_images=1)
+    assert [shard.live[0].path for shard in plan.shards] == [f"{number}.parquet" for number in range(7)]
+    assert replan.looked_at == 7
+
+
+def test_files_of_other_kinds_are_counted(night, replan):
+    night.write("a.parquet", range(3))
+    (night.data / "notes.txt").write_text("hello")
+    write_images(night, "preview.png")
+    plan, _ = replan()
+    assert (plan.num_images, plan.ignored_files) == (3, 2)
+
+
+class Dies(Exception):
+    """The process ends here."""
+
+
+class Dying:
+    """A store for a process that ends before it completes its plan."""
+
+    def __init__(self, store):
+        self._store = store
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def create(self, path, data):
+        raise Dies
+
+
+def test_the_shards_of_a_plan_that_was_never_completed_are_kept(night, replan):
+    night.write("a.parquet", range(20))
+    whole = night.store
+    night.store = Dying(whole)
+    with pytest.raises(Dies):
+        replan(shard_images=10)
+    night.store = whole
+    started = read_unfinished(night.store, "data")
+    assert len(started) == 2
+    night.write("b.parquet", range(20, 25))
+    plan, _ = replan(shard_images=7)
+    assert list(plan.shards[:2]) == started
+    assert plan.num_images == 25
+    assert read_unfinished(night.store, "data") == []
+
+
+def test_a_file_that_an_unfinished_plan_got_halfway_through_is_completed(night, replan):
+    night.write("a.parquet", range(30))
+    first, _ = replan(shard_images=10)
+    night.store.delete("plans/data/1/plan.json")
+    for entry in list(night.store.list("plans/data/1")):
+        night.store.delete(entry.path)
+    kept = first.shards[1]
+    with pytest.raises(Dies):
+        write_plan(Dying(night.store), Plan("data", 1, (kept,)), NOW)
+    plan, _ = replan(shard_images=10)
+    assert plan.shards[0] == kept
+    assert sorted(shard.id for shard in plan.shards) == sorted(shard.id for shard in first.shards)
+
+
+def test_two_planners_that_died_do_not_make_one_image_two(night, replan):
+    """They packed differently because a file appeared between their listings; a rerun takes each image once."""
+    for number in range(4):
+        night.write(f"{number}.parquet", [number])
+    segments = [shard.segments[0] for shard in night.plan(night.config(input={"shard_images": 1})).shards]
+    for entry in list(night.store.list("plans/data")):
+        night.store.delete(entry.path)
+    for packed in (make_shards(segments[1:], 2), make_shards(segments, 2)):
+        with pytest.raises(Dies):
+            write_plan(Dying(night.store), Plan("data", 1, tuple(packed)), NOW)
+    assert len(read_unfinished(night.store, "data")) == 4
+    plan, _ = replan()
+    assert live(plan) == [(f"{number}.parquet", 0, 1) for number in range(4)]
+
+
+def test_two_planners_at_once_agree(night, local_ray, run_together):
+    for number in range(5):
+        night.write(f"{number}.parquet", [number])
+    results = run_together(Planner(night), Planner(night), Planner(night))
+    plans = [result[0] for result in results]
+    assert plans[0] == plans[1] == plans[2]
+    assert sorted(new for _, new in results) == [False, False, True]
+    assert (plans[0].n, plans[0].num_images) == (1, 5)
+
+
+def test_a_planner_that_lost_builds_on_what_the_winner_wrote(night, replan, monkeypatch):
+    night.write("a.parquet", [1])
+    late = night.write("b.parquet", [2])
+    write, winners = planner.write_plan, []
+
+    def lose(store, plan, now):
+        if not winners:  # another planner, which saw one file less, is first
+            winners.append(Plan("data", 1, tuple(s for s in plan.shards if s.live[0].path == "a.parquet")))
+            write(store, winners[0], now)
+        write(store, plan, now)
+
+    monkeypatch.setattr(planner, "write_plan", lose)
+    plan, new = replan(shard_images=1)
+    assert (plan.n, new) == (2, True)
+    assert plan.shards[0] == winners[0].shards[0]
+    assert live(plan) == [("a.parquet", 0, 1), (late.name, 0, 1)]
+
+
+def test_footers_are_read_by_tasks_of_the_session(ray_session, night):
+    night.write("a.parquet", range(25))
+    (night.data / "b.parquet").write_bytes(b"half")
+    config = night.config(input={"shard_images": 10})
+    plan, _ = planner.plan(night.store, config.input, StorageSettings(), NOW, lambda: None, lambda count: None)
+    assert live(plan) == [("a.parquet", 0, 10), ("a.parquet", 10, 10), ("a.parquet", 20, 5)]
+    assert len(plan.failed_files) == 1

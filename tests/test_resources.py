@@ -1,0 +1,53 @@
+import pytest
+
+from cluster import resources
+from cluster.resources import available, fitting, unused
+from pipeline.errors import UsageError
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """Pretend a cluster of 8 CPUs and 2 GPUs, of which 3 CPUs are free."""
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0, "memory": 1e9})
+    monkeypatch.setattr(resources.ray, "available_resources", lambda: {"CPU": 3.0})
+
+
+def test_what_is_there_and_what_is_free_are_told_apart(cluster):
+    assert (available(), available("GPU"), available("TPU")) == (8, 2, 0)
+    assert (unused(), unused("GPU")) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "wanted", "workers"),
+    [
+        (1, 0, None, 8),
+        (1, 0, 3, 3),
+        (1, 0, 8, 8),
+        (3, 0, None, 2),
+        (0.5, 0, None, 16),
+        (1, 1, None, 2),
+        (1, 0.5, None, 4),
+        (4, 0.5, None, 2),
+    ],
+)
+def test_as_many_workers_as_are_wanted_or_fit(cluster, cpus, gpus, wanted, workers):
+    assert fitting(cpus, gpus, wanted) == workers
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "wanted", "words"),
+    [
+        (1, 0, 9, r"9 worker\(s\) of 1 CPU and 0 GPU do not fit into 8 CPU and 2 GPU"),
+        (16, 0, None, r"1 worker\(s\) of 16 CPU"),
+        (1, 1, 3, r"3 worker\(s\) of 1 CPU and 1 GPU"),
+        (1, 4, None, r"1 worker\(s\) of 1 CPU and 4 GPU"),
+    ],
+)
+def test_workers_that_would_wait_for_ever_are_refused(cluster, cpus, gpus, wanted, words):
+    with pytest.raises(UsageError, match=words):
+        fitting(cpus, gpus, wanted)
+
+
+def test_the_standing_session_has_what_it_was_given(ray_session):
+    assert (available(), available("GPU")) == (4, 0)
+    assert fitting(2, 0, None) == 2

@@ -1,0 +1,152 @@
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster import session as module
+from cluster.session import session
+from pipeline.errors import UsageError
+from pipeline.settings import ClusterSettings
+
+
+class FakeRay:
+    """A ray that starts nothing, and puts its own answer to SIGTERM in place as the real one does."""
+
+    def __init__(self, error=None):
+        self.error, self.started, self.shutdowns, self.there = error, [], 0, None
+
+    def is_initialized(self):
+        return False
+
+    def init(self, **options):
+        signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(15))
+        self.started.append(options)
+        if self.error:
+            raise self.error
+
+    def shutdown(self):
+        self.shutdowns += 1
+
+    def remote(self, **options):
+        return lambda function: type("Remote", (), {"remote": lambda self: function})()
+
+    def get(self, function):
+        return self.there or function()
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """Ray that starts nothing, with an environment that is put back."""
+    monkeypatch.setattr(module.os, "environ", dict(os.environ))
+    ray = FakeRay()
+    monkeypatch.setattr(module, "ray", ray)
+    return ray
+
+
+@pytest.fixture
+def open_port():
+    """A port of this machine that accepts connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+@pytest.fixture
+def closed_port():
+    """A port of this machine that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def test_a_session_that_runs_is_joined_and_left_running(ray_session):
+    import ray
+
+    with session(ClusterSettings(num_cpus=99)):
+        assert ray.cluster_resources()["CPU"] == 4
+    assert ray.is_initialized()
+
+
+def test_a_session_of_its_own_ends_with_the_block(fake):
+    with session(ClusterSettings(num_cpus=3)):
+        assert fake.shutdowns == 0
+    assert (fake.started[0]["num_cpus"], fake.started[0]["include_dashboard"], fake.shutdowns) == (3, False, 1)
+    assert module.os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+
+
+def test_a_session_ends_when_the_block_fails(fake):
+    with pytest.raises(ValueError, match="inside"), session(ClusterSettings()):
+        raise ValueError("inside")
+    assert fake.shutdowns == 1
+
+
+def test_a_start_that_is_interrupted_leaves_no_processes(fake):
+    fake.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), session(ClusterSettings()):
+        pass
+    assert fake.shutdowns == 1
+
+
+def test_sigterm_keeps_its_meaning(fake):
+    before = signal.getsignal(signal.SIGTERM)
+    with session(ClusterSettings()):
+        assert signal.getsignal(signal.SIGTERM) is before, "ray.init replaces it by an exit without a record"
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_workers_with_other_code_are_refused_with_both_paths(fake):
+    fake.there = "/elsewhere/nightshift"
+    here = str(Path(module.__file__).resolve().parent.parent)
+    with pytest.raises(UsageError) as raised, session(ClusterSettings()):
+        pass
+    assert "/elsewhere/nightshift" in str(raised.value)
+    assert here in str(raised.value)
+    assert fake.shutdowns == 1
+
+
+def test_a_cluster_is_joined_at_its_address(fake, open_port):
+    with session(ClusterSettings(address=f"ray://127.0.0.1:{open_port}")):
+        pass
+    assert fake.started == [{"address": f"ray://127.0.0.1:{open_port}", "logging_level": "ERROR"}]
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_refused_without_asking_ray(fake, closed_port, scheme):
+    address = f"{scheme}127.0.0.1:{closed_port}"
+    words = rf"cluster.address: no Ray cluster can be joined at {address} \(.*refused\); start it there"
+    with pytest.raises(UsageError, match=words), session(ClusterSettings(address=address)):
+        pass
+    assert fake.started == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("Could not find any running Ray instance"),
+        ValueError("Invalid address format: auto"),
+        RuntimeError("Version mismatch: the cluster was started with 2.1"),
+    ],
+)
+def test_what_ray_says_about_an_address_is_passed_on(fake, error):
+    fake.error = error
+    with pytest.raises(UsageError, match=str(error)), session(ClusterSettings(address="auto")):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "home", "given"),
+    [
+        ({}, "/nonexistent", True),
+        ({}, "/tmp", False),
+        ({"RAY_AUTH_TOKEN": "mine"}, "/nonexistent", False),
+        ({"RAY_AUTH_TOKEN_PATH": "/mine"}, "/nonexistent", False),
+    ],
+)
+def test_a_home_that_cannot_be_written_needs_no_token_file(fake, environment, home, given):
+    for key in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        module.os.environ.pop(key, None)
+    module.os.environ.update(environment, HOME=home)
+    with session(ClusterSettings()):
+        pass
+    token = module.os.environ.get("RAY_AUTH_TOKEN", "mine")
+    assert (len(token) == 64) is given

@@ -1,0 +1,64 @@
+import pickle
+
+import pytest
+from pydantic import ValidationError
+
+from pipeline.settings import (
+    InputSettings,
+    LabelSettings,
+    ModelSettings,
+    SplitSettings,
+    StorageSettings,
+    TrainSettings,
+    TransformSettings,
+)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "words"),
+    [
+        (StorageSettings, {"endpoint": "127.0.0.1:9000"}, "expected http://host:port"),  # object_store would panic
+        (StorageSettings, {"timeout_s": 0}, "greater than 0"),
+        (StorageSettings, {"timeout_s": float("inf")}, "finite"),
+        (StorageSettings, {"max_retries": -1}, "greater than or equal to 0"),
+        (InputSettings, {"url": "x", "image_column": "a", "uri_column": "b"}, "not both"),
+        (InputSettings, {"url": "x", "shard_images": 0}, "greater than 0"),
+        (InputSettings, {"url": "x", "format": "avi"}, "'auto', 'parquet', 'csv' or 'images'"),
+        (InputSettings, {"url": "x", "name": "a/b"}, "name of one folder"),
+        (InputSettings, {"url": "x", "name": ".."}, "name of one folder"),
+        (InputSettings, {"url": "x", "name": " "}, "name of one folder"),
+        (SplitSettings, {"val": 0.5, "test": 0.5}, "leave something to train on"),
+        (SplitSettings, {"val": -0.1}, "greater than or equal to 0"),
+        (SplitSettings, {"val": float("nan")}, "finite"),
+        (TransformSettings, {"mean": []}, "at least 1 item"),
+        (TransformSettings, {"std": [1, 1, 1, 1]}, "at most 3 items"),
+        (ModelSettings, {"name": "../x"}, "match pattern"),
+        (ModelSettings, {"name": ""}, "match pattern"),
+        (TrainSettings, {"workers": 3}, "must divide lanes"),
+        (TrainSettings, {"workers": 4, "batch_size": 3}, "at least workers"),
+        (TrainSettings, {"epochs": 0}, "greater than 0"),
+        (LabelSettings, {"max_bad_fraction": 1.1}, "less than or equal to 1"),
+        (LabelSettings, {"attempts": 0}, "greater than 0"),
+    ],
+)
+def test_values_that_make_no_sense_are_refused(section, values, words):
+    with pytest.raises(ValidationError, match=words):
+        section(**values)
+
+
+def test_sections_are_closed_frozen_hashable_and_travel_to_workers():
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        LabelSettings(topk=3)
+    section = StorageSettings(region="eu-central-1")
+    with pytest.raises(ValidationError, match="frozen"):
+        section.region = "x"
+    assert hash(section) == hash(StorageSettings(region="eu-central-1"))  # open_storage keeps a client per section
+    assert pickle.loads(pickle.dumps(section)) == section
+
+
+def test_edges_that_make_sense_are_accepted():
+    assert SplitSettings(val=0, test=0).val == 0
+    assert TrainSettings(workers=8, lanes=8, batch_size=8).workers == 8
+    assert StorageSettings(endpoint="http://127.0.0.1:9000", max_retries=0).max_retries == 0
+    assert InputSettings(url="x", name="incoming photos").name == "incoming photos"
+    assert LabelSettings(max_bad_fraction=0).max_bad_fraction == 0

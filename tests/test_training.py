@@ -1,0 +1,237 @@
+import json
+import multiprocessing
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from pipeline.checkpoints import Checkpoints
+from pipeline.errors import ModelError
+from pipeline.examples import Examples
+from pipeline.loading import Inputs, ShardCache
+from pipeline.settings import StorageSettings, TrainSettings
+from pipeline.shards import Segment, Shard
+from pipeline.storage import open_storage
+from pipeline.training import Course, Seat, Trainee, make_optimizer, train
+
+NUM, SIZE, K = 90, 6, 3  # 72 train, 18 val, in shards of 10
+SETTINGS = TrainSettings(mode="scratch", epochs=4, batch_size=16, learning_rate=0.05, optimizer="sgd", shuffle_window=4)
+
+
+def course(settings=SETTINGS, num_val=18):
+    """Return a course over made-up vectors of three classes that a linear model can nearly tell apart."""
+    random = np.random.default_rng(0)
+    targets = random.integers(0, K, NUM)
+    vectors = (random.normal(0, 1, (NUM, SIZE)) + 1.5 * np.eye(K, SIZE)[targets]).astype(np.float32)
+    shards = tuple(Shard((Segment(f"{n}", 1, "v", 0, 10, 10),)) for n in range(NUM // 10))
+    numbers, slots = np.repeat(np.arange(NUM // 10), 10), np.tile(np.arange(10), NUM // 10)
+    splits = ["train" if i < NUM - num_val else "val" for i in range(NUM)]
+    examples = Examples(shards, numbers, slots, ["x"] * NUM, splits, 0, 0, 0)
+    cache = ShardCache(shards, lambda shard: vectors[10 * shards.index(shard) :][:10], 10**6)
+    inputs = Inputs(examples, targets, cache)
+    return Course(inputs, examples.by_shard(examples.of("train")), examples.of("val"), settings, 7)
+
+
+def linear():
+    torch.manual_seed(0)
+    return nn.Linear(SIZE, K)
+
+
+def alone(module):
+    return Trainee(module, module, module.train)
+
+
+def run_seat(folder, rank, world):
+    """Be one of `world` gloo processes; rank 0 leaves weights and history in the folder."""
+    import torch.distributed as dist
+
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+
+    def reduce(sums):
+        dist.all_reduce(sums)
+        return sums
+
+    done, module = [], linear()
+    trainee = Trainee(module, nn.parallel.DistributedDataParallel(module), module.train)
+    history = train(trainee, course(), Seat(rank, world, "cpu", reduce), None, done.append)
+    (folder / f"{rank}.json").write_text(json.dumps({"history": history, "done": sum(done)}))
+    save_file(module.state_dict(), folder / f"{rank}.safetensors")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def gloo(tmp_path_factory):
+    """What 2 and 4 processes that average their gradients made of the course: by world, then by rank."""
+    context = multiprocessing.get_context("forkserver")
+    # Imported once, then each process is a quick fork; optimizers import torch._dynamo, 4 s, at first use.
+    context.set_forkserver_preload(["torch", "torch._dynamo", "pipeline.training"])
+    outcomes = {}
+    for world in (2, 4):
+        folder = tmp_path_factory.mktemp(f"world-{world}")
+        processes = [context.Process(target=run_seat, args=(folder, rank, world)) for rank in range(world)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(120)
+        codes = [process.exitcode for process in processes]
+        for process in processes:
+            process.kill()
+        assert codes == [0] * world
+        outcomes[world] = [
+            SimpleNamespace(
+                weights=load_file(folder / f"{rank}.safetensors"), **json.loads((folder / f"{rank}.json").read_text())
+            )
+            for rank in range(world)
+        ]
+    return outcomes
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_averaged_gradients_are_those_of_the_whole_batch(gloo, world):
+    module = linear()
+    start = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    train(alone(module), course(), Seat(), None, lambda count: None)
+    for key, tensor in module.state_dict().items():
+        assert (tensor - start[key]).abs().max() > 0.1
+        for other in gloo[world]:
+            torch.testing.assert_close(other.weights[key], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_any_number_of_workers_has_the_same_loss_curve(gloo, world):
+    history = train(alone(linear()), course(), Seat(), None, lambda count: None)
+    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+    for other in gloo[world]:
+        assert len(other.history) == len(history) == 4
+        for ours, theirs in zip(history, other.history, strict=True):
+            for key in ("epoch", "train_loss", "train_top1", "val_loss", "val_top1"):
+                assert theirs[key] == pytest.approx(ours[key], abs=1e-4), key
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_the_workers_parts_add_up_to_every_example_of_every_epoch(gloo, world):
+    counts = [other.done for other in gloo[world]]
+    assert sum(counts) == 72 * 4
+    assert max(counts) - min(counts) <= 4 * 4  # at most one a step
+
+
+def test_losses_are_means_per_example_at_any_batch_size():
+    """With a step too small to matter, the epoch's record is that of the start weights on all examples."""
+    module, whole = linear(), course()
+    inputs, targets = whole.inputs.gather(np.arange(NUM))
+    losses = nn.functional.cross_entropy(module(inputs), targets, reduction="none")
+    right = (module(inputs).argmax(1) == targets).double()
+    for batch_size in (1, 7, 72, 500):
+        settings = SETTINGS.model_copy(update={"learning_rate": 1e-12, "epochs": 1, "batch_size": batch_size})
+        record = train(alone(linear()), course(settings), Seat(), None, lambda count: None)[0]
+        assert record["train_loss"] == pytest.approx(losses[:72].mean().item(), abs=1e-6)
+        assert record["val_loss"] == pytest.approx(losses[72:].mean().item(), abs=1e-6)
+        assert record["train_top1"] == pytest.approx(right[:72].mean().item())
+        assert record["val_top1"] == pytest.approx(right[72:].mean().item())
+
+
+def test_without_validation_images_there_are_no_validation_figures():
+    history = train(alone(linear()), course(num_val=0), Seat(), None, lambda count: None)
+    assert [(record["val_loss"], record["val_top1"]) for record in history] == [(None, None)] * 4
+
+
+def with_dropout():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(SIZE, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, K))
+
+
+class Stopped(Exception):
+    """Stands for whatever ends a process."""
+
+
+def stopping_after(count):
+    """Return an `advanced` that raises once so many examples are done."""
+    done = 0
+
+    def advanced(more):
+        nonlocal done
+        done += more
+        if done > count:
+            raise Stopped
+
+    return advanced
+
+
+def without_seconds(history):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("stopped_at", [20, 72 + 20, 3 * 72 + 60])
+def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path, optimizer, stopped_at):
+    settings = SETTINGS.model_copy(update={"optimizer": optimizer, "weight_decay": 1e-3})
+    whole = with_dropout()
+    history = train(alone(whole), course(settings), Seat(), None, lambda count: None)
+    checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "k")
+    with pytest.raises(Stopped):
+        train(alone(with_dropout()), course(settings), Seat(), checkpoints, stopping_after(stopped_at))
+    assert checkpoints.epochs_done() == stopped_at // 72
+    torch.manual_seed(99)  # another process: nothing may lean on where its generator stands
+    resumed, done = with_dropout(), []
+    again = train(alone(resumed), course(settings), Seat(), checkpoints, done.append)
+    assert without_seconds(again) == without_seconds(history)
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+    assert sum(done) == 72 * 4
+    if stopped_at >= 72:
+        assert done[0] == 72 * (stopped_at // 72)
+
+
+def test_a_finished_training_that_is_resumed_trains_nothing_more(tmp_path):
+    checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "k")
+    first, second, done = with_dropout(), with_dropout(), []
+    history = train(alone(first), course(), Seat(), checkpoints, lambda count: None)
+    assert train(alone(second), course(), Seat(), checkpoints, done.append) == history
+    assert done == [72 * 4]
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_only_rank_0_writes_checkpoints(tmp_path):
+    store = open_storage(str(tmp_path), StorageSettings())
+    train(alone(linear()), course(), Seat(1, 2), Checkpoints(store, "k"), lambda count: None)
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize(("name", "epoch"), [("train_loss", 1), ("val_loss", 1)])
+def test_a_diverged_training_says_when_and_what_to_do_and_saves_nothing_of_it(tmp_path, name, epoch):
+    settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "batch_size": 500 if name == "val_loss" else 16})
+    checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "k")
+    with pytest.raises(ModelError, match=rf"{name} is (nan|inf) after epoch {epoch}.*lower train.learning_rate"):
+        train(alone(Cubed()), course(settings), Seat(), checkpoints, lambda count: None)
+    assert checkpoints.epochs_done() == 0
+
+
+class Cubed(nn.Module):
+    """A linear model whose logits overflow as soon as its weights are large."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = linear()
+
+    def forward(self, inputs):
+        return self.linear(inputs) ** 3
+
+
+def test_only_what_requires_gradients_is_optimized():
+    module = with_dropout()
+    for parameter in module[0].parameters():
+        parameter.requires_grad = False
+    for optimizer, kind in (("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)):
+        made = make_optimizer(module, SETTINGS.model_copy(update={"optimizer": optimizer}))
+        assert isinstance(made, kind)
+        assert len(made.param_groups[0]["params"]) == 4
+        assert made.param_groups[0]["lr"] == 0.05
