@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from posixpath import normpath
 
 from cluster.dispatch import Failure, dispatch
 from cluster.workers import TaskPool
 from pipeline.errors import AlreadyExistsError, InputError, NightshiftError, StorageError
 from pipeline.plans import Plan, read_plan, read_unfinished, write_plan
 from pipeline.settings import InputSettings, StorageSettings
-from pipeline.shards import Segment, Shard, make_shards, update_shards
+from pipeline.shards import Segment, Shard, make_shards, unplanned_rows, update_shards
 from pipeline.sources import Listing, dataset_name, list_source, open_source, segments_of
 from pipeline.storage import Entry, Storage
 
@@ -58,41 +59,34 @@ def _update(
     now: str, connect: Callable[[], None], advanced: Callable[[int], None],
 ) -> tuple[Plan, bool]:  # fmt: skip
     dataset = dataset_name(settings)
-    history = _history(previous, read_unfinished(store, dataset))
+    _check_place(settings, previous)
+    history = [*(previous.shards if previous else ()), *read_unfinished(store, dataset)]
     kept = update_shards(history, {file.identity for file in listing.files})
-    known = {segment.key for shard in kept for segment in shard.live}
     files = _unplanned(listing, kept)
     if files and listing.format != "images":
         connect()
     segments, failed = _scan(files, listing, settings, storage, advanced)
-    new = list(make_shards((s for s in segments if s.key not in known), settings.shard_images))
+    new = list(make_shards(unplanned_rows(segments, kept), settings.shard_images))
     if failed and not new and not kept:
         raise InputError(f"none of the {len(failed)} files can be read; the first: {failed[0]['error']}")
     n = previous.n + 1 if previous else 1
-    result = Plan(
-        dataset,
-        n,
-        tuple(kept + new),
-        tuple(failed),
-        listing.ignored,
-        {"format": listing.format, "files": len(listing.files)},
-    )
+    gone = max(0, previous.num_images - sum(shard.num_images for shard in kept)) if previous else 0
+    details = {"format": listing.format, "files": len(listing.files), "url": settings.url, "images_gone": gone}
+    result = Plan(dataset, n, tuple(kept + new), tuple(failed), listing.ignored, details)
     if previous and (previous.shards, previous.failed_files) == (result.shards, result.failed_files):
         return previous, False
     write_plan(store, result, now)
     return result, True
 
 
-def _history(previous: Plan | None, unfinished: Sequence[Shard]) -> list[Shard]:
-    """Return the shards that exist. Two planners that both died may have packed one image into two: the first stays."""
-    history = list(previous.shards) if previous else []
-    taken = {segment.key for shard in history for segment in shard.live}
-    for shard in unfinished:
-        keys = {segment.key for segment in shard.live}
-        if taken.isdisjoint(keys):
-            history.append(shard)
-            taken |= keys
-    return history
+def _check_place(settings: InputSettings, previous: Plan | None) -> None:
+    """Refuse another input of the same derived name: planning it would tombstone everything that the first one holds."""
+    before = previous.details.get("url") if previous else None
+    if previous and before and not settings.name and normpath(before) != normpath(settings.url):
+        raise InputError(
+            f"this store's data set {previous.dataset!r} was planned from {before}, and input.url is {settings.url}; another "
+            f"input needs another input.name. If the same images have moved, say so with input.name: {previous.dataset}"
+        )
 
 
 def _unplanned(listing: Listing, kept: Sequence[Shard]) -> list[Entry]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+from ray.exceptions import RayError
 
 import pipeline
 from pipeline.errors import UsageError
@@ -44,7 +45,7 @@ def session(settings: ClusterSettings) -> Iterator[None]:
         yield
         return
     try:
-        with _own_sigterm():
+        with _undisturbed():
             _connect(settings)
         _check_code()
         yield
@@ -79,7 +80,7 @@ def _join(address: str) -> None:
     try:
         _knock(address)
         ray.init(address=address, logging_level="ERROR")
-    except (OSError, ValueError, RuntimeError) as error:  # what Ray raises for bad addresses and foreign versions too
+    except (OSError, ValueError, RuntimeError, RayError) as error:  # also bad addresses, foreign versions, wrong tokens
         raise UsageError(
             f"cluster.address: no Ray cluster can be joined at {address} ({error}); start it there, or leave the key out "
             "for a session on this machine"
@@ -94,14 +95,29 @@ def _knock(address: str) -> None:
 
 
 @contextmanager
-def _own_sigterm() -> Iterator[None]:
-    """Keep the process's answer to SIGTERM: ray.init puts one in its place that exits without a record of the run."""
-    before = signal.getsignal(signal.SIGTERM)
+def _undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C back while Ray starts, and keep this process's answer to SIGTERM.
+
+    A process whose ray.init (2.60) was interrupted halfway may crash at its end; and ray.init puts a handler of its own
+    in place of SIGTERM's, which exits without a record of the run.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     try:
         yield
+    except SystemExit:  # Ray's handler
+        held.append(signal.SIGTERM)
+        raise
     finally:
-        if before is not None and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+        for late in held[:1]:
+            signal.raise_signal(late)
 
 
 def _provide_token() -> None:
@@ -114,7 +130,12 @@ def _provide_token() -> None:
 def _check_code() -> None:
     """Refuse to run when workers import another nightshift than this process."""
     here = _code_root()
-    there = ray.get(ray.remote(num_cpus=0)(_code_root).remote())
+    try:
+        there = ray.get(ray.remote(num_cpus=0)(_code_root).remote())
+    except RayError as error:
+        raise UsageError(
+            f"the workers cannot run nightshift ({str(error).strip().splitlines()[-1]}); install this checkout, {here}, on the cluster"
+        ) from error
     if here != there:
         raise UsageError(
             f"the workers import nightshift from {there}, this process from {here}; start the command from {there}, or install "

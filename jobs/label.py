@@ -7,6 +7,7 @@ from jobs.console import say, stage
 from jobs.plan import present_plan
 from jobs.runs import HELD, NOTHING_NEW, Run, utc_now
 from pipeline.counts import Counts
+from pipeline.errors import IntegrityError
 from pipeline.layout import Generation
 from pipeline.ledger import LedgerEntry, mismatched, read_ledger
 from pipeline.plans import Plan
@@ -46,13 +47,18 @@ def _label_rounds(
     """Label until every entry's file is there as committed; return the ledger."""
     for _ in range(ROUNDS):
         for shard_id in mismatched(run.store, asked, ledger):
-            say(f"shard {shard_id}: the label file is not what the ledger says; labelling it again")
+            say(f"shard {shard_id}: a file of it is not what the ledger says; labelling it again")
             del ledger[shard_id]
         todo = [shard for shard in plan.shards if shard.id not in ledger]
         failed = {failure["shard"] for failure in run.record["failures"]}
         if not [shard for shard in todo if shard.id not in failed]:
             return ledger
         ledger = ledger | _label_shards(run, todo, asked, version)
+    if lost := mismatched(run.store, asked, ledger):
+        raise IntegrityError(
+            f"{len(lost)} shards, such as {lost[0]}, have other files than their ledger says, {ROUNDS} times in a row; nothing "
+            f"was published. Something else writes to {run.store.url}, or it loses what it was given: find out which"
+        )
     return ledger
 
 
@@ -91,8 +97,13 @@ def _settle(
         run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
     else:
         view, new = publish(run.store, asked, plan, ledger, _about(run))
-        run.note(view=view.n)
+        run.note(view=view.n, duplicates=view.document["duplicates"])
         _announce(run, view, new, done)
+        if view.document["plan"] > plan.n:
+            run.end(
+                HELD,
+                f"plan {plan.n} was overtaken by plan {view.document['plan']}, whose view stays; the labels are kept",
+            )
     if run.config.label.require_new and not done.images_in:
         run.end(NOTHING_NEW)
 

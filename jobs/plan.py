@@ -1,6 +1,6 @@
 """`nightshift plan`: look at the input and bring its shards up to date."""
 
-from jobs.console import say, stage
+from jobs.console import images, say, stage
 from jobs.runs import HELD, Run, utc_now
 from pipeline.plans import Plan, read_plan
 
@@ -22,6 +22,10 @@ def make_plan(run: Run) -> tuple[Plan, bool]:
     run.stage("plan", progress.seconds, plan.num_images)
     if plan.ignored_files:
         say(f"{plan.ignored_files:,} other files are ignored")
+    if new and plan.details.get("images_gone"):
+        say(
+            f"{images(plan.details['images_gone'])} vanished or changed since snapshot {plan.n - 1}; their labels leave the view"
+        )
     note_failed_files(run, plan)
     return plan, new
 

@@ -10,7 +10,7 @@ from jobs.plan import present_plan
 from jobs.runs import Run, utc_now
 from pipeline import layout
 from pipeline.classes import Classes, classes_from_labels
-from pipeline.documents import digest, read_document
+from pipeline.documents import Document, digest, read_document
 from pipeline.errors import InputError, ModelError, NightshiftError, NotFoundError
 from pipeline.examples import Examples, fingerprint, load_examples
 from pipeline.plans import Plan
@@ -74,6 +74,7 @@ def _fit(run: Run, again: bool) -> str:
         raise NightshiftError(
             "training ended without a result; run the command again, it continues from the last checkpoint"
         )
+    _say_how_it_went(run, key, num_train)
     return version
 
 
@@ -177,12 +178,16 @@ def _run_key(run: Run, plan: Plan, weights: str | None) -> str:
 def _finished(run: Run, key: str) -> str | None:
     """Return the version that a finished training made, None when its bundle is no longer whole."""
     try:
-        version: str = read_document(run.store, f"{layout.training(key)}/result.json")["version"]
+        version: str = _read_result(run, key)["version"]
     except NotFoundError:
         return None
     folder = layout.bundle(run.config.model.name, version)
     there = {entry.path for entry in run.store.list(folder)}
     return version if {f"{folder}/bundle.json", f"{folder}/weights.safetensors"} <= there else None
+
+
+def _read_result(run: Run, key: str) -> Document:
+    return read_document(run.store, f"{layout.training(key)}/result.json")
 
 
 def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
@@ -199,8 +204,10 @@ def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
     with stage("train", num_train * (settings.epochs - done)) as progress:
         train(task, num_train * done, progress.advance)
     run.stage("train", progress.seconds, progress.done)
-    history = read_document(run.store, f"{layout.training(task.run_key)}/result.json")["history"]
-    last = history[-1]
+
+
+def _say_how_it_went(run: Run, key: str, num_train: int) -> None:
+    settings, last = run.config.train, _read_result(run, key)["history"][-1]
     val = f", validation {last['val_top1']:.1%}" if last["val_top1"] is not None else ""
     say(
         f"{settings.epochs} epochs of {num_train:,} images on {settings.workers} worker(s): training {last['train_top1']:.1%}{val}"

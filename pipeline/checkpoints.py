@@ -24,6 +24,7 @@ class Checkpoint:
     history: list[Document]
     model: dict[str, torch.Tensor]
     optimizer: Document
+    sha256: str
 
 
 class Checkpoints:
@@ -78,7 +79,8 @@ class Checkpoints:
         for key, value in (values | document["scalars"]).items():
             number, _, field = key.partition(".")
             state.setdefault(int(number), {})[field] = value
-        return Checkpoint(epoch, document["history"], model, {"state": state, "param_groups": document["groups"]})
+        optimizer = {"state": state, "param_groups": document["groups"]}
+        return Checkpoint(epoch, document["history"], model, optimizer, document["sha256"])
 
     def finish(self, result: Document) -> None:
         """Record that the training is over."""

@@ -7,7 +7,7 @@ so that the work done on its neighbours keeps its address.
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import pyarrow as pa
@@ -93,6 +93,19 @@ def update_shards(history: Iterable[Shard], files: set[tuple[str, int, str]]) ->
             for segment in shard.live:
                 insort(taken[segment.file], (segment.first_row, segment.first_row + segment.num_rows))
     return kept
+
+
+def unplanned_rows(segments: Iterable[Segment], shards: Iterable[Shard]) -> Iterator[Segment]:
+    """Yield the parts of segments whose rows no shard holds, also where the file was cut in other places before."""
+    taken: dict[tuple[str, int, str], list[tuple[int, int]]] = defaultdict(list)
+    for held in (segment for shard in shards for segment in shard.live):
+        insort(taken[held.file], (held.first_row, held.first_row + held.num_rows))
+    for segment in segments:
+        first, end = segment.first_row, segment.first_row + segment.num_rows
+        for begin, after in [*taken.get(segment.file, ()), (end, end)]:
+            if first < min(begin, end):
+                yield replace(segment, first_row=first, num_rows=min(begin, end) - first)
+            first = max(first, after)
 
 
 def _overlaps(taken: list[tuple[int, int]], segment: Segment) -> bool:

@@ -13,12 +13,14 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from pipeline.checkpoints import Checkpoints
+from pipeline.checkpoints import Checkpoint, Checkpoints
 from pipeline.documents import Document
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, TransientError
 from pipeline.lanes import EpochOrder, Indices, epoch_order
 from pipeline.loading import Inputs
 from pipeline.settings import TrainSettings
+
+LOOKS = 20
 
 Reduce = Callable[[torch.Tensor], torch.Tensor]
 
@@ -79,7 +81,7 @@ def train(
     """
     optimizer = make_optimizer(trainee.module, course.settings)
     history: list[Document] = []
-    checkpoint = checkpoints.newest() if checkpoints else None
+    checkpoint = _agreed(checkpoints, seat) if checkpoints else None
     if checkpoint:
         trainee.module.load_state_dict(checkpoint.model)
         optimizer.load_state_dict(checkpoint.optimizer)
@@ -98,6 +100,24 @@ def train(
         if checkpoints and seat.rank == 0:
             checkpoints.save(trainee.module, optimizer, history)
     return history
+
+
+def _agreed(checkpoints: Checkpoints, seat: Seat) -> Checkpoint | None:
+    """Return the newest checkpoint, the same on every worker.
+
+    Workers of a killed run may live on for seconds and write newer ones between one worker's look and the next one's.
+    All values are equal if, and only if, n times the sum of their squares is the square of their sum.
+    """
+    for _ in range(LOOKS):
+        checkpoint = checkpoints.newest()
+        token = 1.0 + int(checkpoint.sha256[:6], 16) if checkpoint else 0.0  # 24 bits: squares are exact in float64
+        sums = torch.tensor([token, token**2], dtype=torch.float64, device=seat.device)
+        total, squares = seat.reduce(sums).tolist()
+        if seat.world * squares == total**2:
+            return checkpoint
+    raise TransientError(
+        f"the workers read other checkpoints {LOOKS} times: another run of this training writes them; wait for its end"
+    )
 
 
 def make_optimizer(module: nn.Module, settings: TrainSettings) -> torch.optim.Optimizer:

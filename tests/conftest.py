@@ -394,6 +394,8 @@ def class_folders() -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def training_task() -> Callable[..., Any]:
     """Return the TrainTask of a folder of images, its example tables made in this process: no plan, no Ray."""
+    import torch
+
     from pipeline.classes import classes_from_labels
     from pipeline.examples import load_examples
     from pipeline.features import Extractor
@@ -403,15 +405,20 @@ def training_task() -> Callable[..., Any]:
     from pipeline.storage import open_storage
     from pipeline.tasks import ExamplesTask, TrainTask
 
+    torch.set_num_threads(1)  # as a worker does
+
     def make(
-        images: Path, store: Path, train: dict[str, Any], model: dict[str, Any], shard_images: int = 10, key: str = "key"
+        images: Path,
+        store: Path,
+        train: dict[str, Any],
+        model: dict[str, Any],
+        shard_images: int = 10,
+        key: str = "key",
     ) -> TrainTask:
         source, storage = InputSettings(url=str(images), shard_images=shard_images), StorageSettings()
         folder, _ = open_source(source, storage)
         files = list_source(source, storage).files
-        shards = tuple(
-            make_shards((s for f in files for s in segments_of(f, "images", source, folder)), shard_images)
-        )
+        shards = tuple(make_shards((s for f in files for s in segments_of(f, "images", source, folder)), shard_images))
         settings, network, split = TrainSettings(**train), ModelSettings(**model), SplitSettings()
         cached = settings.mode == "head" and settings.cache_features
         name = "features" if cached else "examples"

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -91,9 +92,15 @@ class Job:
     def ended(self):
         return self.process.poll() is not None
 
+    @property
+    def last_words(self):
+        """The end of what it said, without bars and colours."""
+        plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]|━", "", self.said).splitlines()
+        return "\n".join(line for line in plain if line.strip())[-2000:]
+
     def wait(self):
         """Return the exit code."""
-        wait_until(self.ended, f"the end of the run, which said {self.said}")
+        wait_until(self.ended, f"the end of the run, which said {self.last_words}")
         return self.process.returncode
 
     def workers(self):
@@ -133,7 +140,7 @@ class Scene:
         return len(list((Path(self.night.store.url) / "ledger/data").rglob("*.json")))
 
     def wait_for_commits(self, count, job):
-        wait_until(lambda: self.committed() >= count or job.ended(), f"{count} commits; the run said {job.said}")
+        wait_until(lambda: self.committed() >= count or job.ended(), f"{count} commits; the run said {job.last_words}")
 
     def record(self, run_id):
         return json.loads(self.night.store.read(f"runs/{run_id}/run.json"))
@@ -165,7 +172,7 @@ def kill_driver(scene, chance):
     else:
         wait_until(lambda: below(job.process.pid) or job.ended(), "the start")
         time.sleep(chance.uniform(0, 6))  # a moment that no condition names
-    assert not job.ended(), f"the run ended before it was killed: {job.said}"
+    assert not job.ended(), f"the run ended before it was killed: {job.last_words}"
     family = below(job.process.pid)
     os.kill(job.process.pid, signal.SIGKILL)
     assert job.wait() == -signal.SIGKILL
@@ -177,9 +184,9 @@ def kill_worker(scene, chance):
     job = scene.start("bereaved", workers=2)
     scene.wait_for_commits(chance.randrange(1, NUM_SHARDS // 2), job)
     victim = chance.choice(wait_until(lambda: job.workers() or (job.ended() and [None]), "a worker"))
-    assert victim, f"the run ended before a worker could be killed: {job.said}"
+    assert victim, f"the run ended before a worker could be killed: {job.last_words}"
     os.kill(victim, signal.SIGKILL)
-    assert job.wait() == 0, job.said
+    assert job.wait() == 0, job.last_words
     record = scene.record("bereaved")
     assert (record["images_in"], record["failed_shards"]) == (NUM_SHARDS * IMAGES_PER_SHARD, 0)
 
@@ -194,7 +201,7 @@ def finish_here(scene, nightshift):
 
 def finish_again(scene):
     job = scene.start("rerun")
-    assert job.wait() == 0, job.said
+    assert job.wait() == 0, job.last_words
     record = scene.record("rerun")
     assert record["images_in"] + record["skipped"] == len(scene.expected)
 
@@ -228,7 +235,7 @@ def test_ctrl_c_stops_cleanly_and_a_second_one_does_no_harm(scene, nightshift, l
     job.press_ctrl_c()
     wait_until(lambda: "images in" in job.said or job.ended(), "the stage to end")
     job.press_ctrl_c()
-    assert job.wait() == 5, job.said
+    assert job.wait() == 5, job.last_words
     check_stopped(scene, job, family)
     assert "Traceback" not in job.said
     finish_here(scene, nightshift)
@@ -241,7 +248,7 @@ def test_sigterm_stops_as_cleanly_as_ctrl_c(scene, nightshift, local_ray):
     scene.wait_for_commits(5, job)
     family = below(job.process.pid)
     job.process.terminate()
-    assert job.wait() == 5, job.said
+    assert job.wait() == 5, job.last_words
     check_stopped(scene, job, family)
     finish_here(scene, nightshift)
     scene.check_complete()
@@ -263,7 +270,7 @@ def test_ctrl_c_at_any_moment(scene, seed):
     wait_until(lambda: below(job.process.pid) or job.ended(), "the start of the session")
     time.sleep(chance.uniform(0, 10))  # a moment that no condition names
     job.press_ctrl_c()
-    assert job.wait() in (0, 5), job.said
+    assert job.wait() in (0, 5), job.last_words
     if job.process.returncode == 5:
         assert "the same command continues it" in job.said
         assert scene.record("stopped")["exit_code"] == 5
@@ -273,7 +280,7 @@ def test_ctrl_c_at_any_moment(scene, seed):
 
 def test_two_runs_at_once_on_one_store_end_well(scene):
     jobs = [scene.start(f"twin-{number}") for number in range(2)]
-    assert [job.wait() for job in jobs] == [0, 0], "\n".join(job.said for job in jobs)
+    assert [job.wait() for job in jobs] == [0, 0], "\n".join(job.last_words for job in jobs)
     for number in range(2):
         record = scene.record(f"twin-{number}")
         assert record["images_in"] + record["skipped"] == len(scene.expected)

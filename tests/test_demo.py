@@ -38,7 +38,6 @@ def test_a_whole_night_on_the_digits(ray_session, tmp_path, capsys):
     assert "quarantined:" in said
     for bad in ("bad-truncated", "bad-empty", "bad-not-an-image", "bad-null"):
         assert bad in said
-    print(record["stages"], flush=True)
     again, second, said = demo(tmp_path / "demo", capsys, *QUICK)
     assert "this demo ran here before" in said
     assert (again, second["labelled"], second["skipped"]) == (0, 0, 1801)

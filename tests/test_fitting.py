@@ -45,7 +45,9 @@ def make(tmp_path, class_folders, training_task):
     def task(train, model, where="store", classes=("cat", "dog", "mug"), num=None):
         images = tmp_path / f"images-{len(classes)}"
         if not images.exists():
-            class_folders(images, num or {"train": 6, "val": 2}, classes, (36, 34) if model["transforms"] == WIDE else (9, 8))
+            class_folders(
+                images, num or {"train": 6, "val": 2}, classes, (36, 34) if model["transforms"] == WIDE else (9, 8)
+            )
         return training_task(images, tmp_path / where, train, model)
 
     return task

@@ -165,6 +165,38 @@ def test_a_label_file_that_vanished_is_made_again_and_counted_as_this_runs_work(
     assert published(night.store, "data") == rows
 
 
+def test_files_that_are_lost_again_and_again_stop_the_night(night, model, nightshift, local_ray, monkeypatch):
+    night.write("a.parquet", range(5))
+    monkeypatch.setattr("jobs.label.mismatched", lambda store, asked, ledger: list(ledger))
+    ended = nightshift(night.config(), "label")
+    assert ended.code == 1
+    assert "nothing was published" in ended.said
+    assert read_view(night.store, "data") is None
+
+
+def test_a_wholly_bad_shard_holds_no_later_night(night, model, nightshift, local_ray):
+    night.write("a.parquet", range(40))
+    night.write("b.parquet", [50, 51], image=pa.array([b"bad", b"bad"], pa.binary()))
+    config = night.config(input={"shard_images": 10}, label={"max_bad_fraction": 0.1})
+    assert nightshift(config, "label").code == 0
+    again = nightshift(config, "label")
+    assert (again.code, counts(again.record)) == (0, (0, 0, 0, 42, 0))
+
+
+def test_a_run_that_a_newer_plan_overtook_says_so(night, model, nightshift, local_ray, monkeypatch):
+    night.write("a.parquet", range(5))
+    config = night.config()
+    nightshift(config, "plan")
+    old = read_plan(night.store, "data")
+    night.write("b.parquet", range(5, 9))
+    assert nightshift(config, "nightly").code == 0
+    monkeypatch.setattr("jobs.label.present_plan", lambda run: old)
+    late = nightshift(config, "label")
+    assert late.code == 3
+    assert "plan 1 was overtaken by plan 2, whose view stays" in late.said
+    assert len(published(night.store, "data")) == 9
+
+
 def test_images_that_share_an_id_are_published_once_and_the_other_is_quarantined(night, model, nightshift, local_ray):
     night.write("a.parquet", [1, 2, 3])
     night.write("b.parquet", [3, 4])

@@ -251,6 +251,41 @@ def test_a_file_that_an_unfinished_plan_got_halfway_through_is_completed(night, 
     assert sorted(shard.id for shard in plan.shards) == sorted(shard.id for shard in first.shards)
 
 
+def test_a_half_planned_file_is_completed_also_with_another_shard_size(night, replan):
+    night.write("a.parquet", range(30))
+    first, _ = replan(shard_images=10)
+    for entry in list(night.store.list("plans/data/1")):
+        night.store.delete(entry.path)
+    kept = first.shards[1]
+    with pytest.raises(Dies):
+        write_plan(Dying(night.store), Plan("data", 1, (kept,)), NOW)
+    plan, _ = replan(shard_images=100)
+    assert live(plan) == [("a.parquet", 0, 10), ("a.parquet", 10, 10), ("a.parquet", 20, 10)]
+
+
+def test_another_input_of_the_same_name_is_refused_unless_it_is_named(night, replan, tmp_path):
+    night.write("a.parquet", range(5))
+    first, _ = replan()
+    elsewhere = tmp_path / "elsewhere" / "data"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "a.parquet").write_bytes((night.data / "a.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"was planned from .*; another input needs another input.name"):
+        replan(url=str(elsewhere))
+    assert read_plan(night.store, "data") == first
+    assert replan(url=f"{night.data}/../data") == (first, False)
+    other, _ = replan(url=str(elsewhere), name="other")
+    moved, _ = replan(url=str(elsewhere), name="data")
+    assert (other.dataset, other.n, moved.n) == ("other", 1, 2)
+
+
+def test_images_that_are_gone_are_counted(night, replan):
+    night.write("a.parquet", range(5))
+    night.write("b.parquet", range(5, 12))
+    assert replan()[0].details["images_gone"] == 0
+    (night.data / "b.parquet").unlink()
+    assert replan()[0].details["images_gone"] == 7
+
+
 def test_two_planners_that_died_do_not_make_one_image_two(night, replan):
     """They packed differently because a file appeared between their listings; a rerun takes each image once."""
     for number in range(4):

@@ -1,9 +1,12 @@
 import os
+import re
 import signal
 import socket
+import sys
 from pathlib import Path
 
 import pytest
+from ray.exceptions import AuthenticationError, RaySystemError
 
 from cluster import session as module
 from cluster.session import session
@@ -16,13 +19,15 @@ class FakeRay:
 
     def __init__(self, error=None):
         self.error, self.started, self.shutdowns, self.there = error, [], 0, None
+        self.while_starting = lambda: None
 
     def is_initialized(self):
         return False
 
     def init(self, **options):
-        signal.signal(signal.SIGTERM, lambda signum, frame: os._exit(15))
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(signum))
         self.started.append(options)
+        self.while_starting()
         if self.error:
             raise self.error
 
@@ -33,6 +38,8 @@ class FakeRay:
         return lambda function: type("Remote", (), {"remote": lambda self: function})()
 
     def get(self, function):
+        if isinstance(self.there, Exception):
+            raise self.there
         return self.there or function()
 
 
@@ -94,6 +101,22 @@ def test_sigterm_keeps_its_meaning(fake):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_ray_starts_takes_effect_when_it_has_started(fake, number):
+    def stops(signum, frame):
+        raise KeyboardInterrupt
+
+    before, seen = signal.signal(number, stops), []
+    fake.while_starting = lambda: (signal.raise_signal(number), seen.append("went on"))
+    try:
+        with pytest.raises(KeyboardInterrupt), session(ClusterSettings()):
+            seen.append("worked")
+    finally:
+        signal.signal(number, before)
+    assert seen == (["went on"] if number == signal.SIGINT else []), "for SIGTERM Ray decides: it leaves at once"
+    assert fake.shutdowns == 1
+
+
 def test_workers_with_other_code_are_refused_with_both_paths(fake):
     fake.there = "/elsewhere/nightshift"
     here = str(Path(module.__file__).resolve().parent.parent)
@@ -101,6 +124,16 @@ def test_workers_with_other_code_are_refused_with_both_paths(fake):
         pass
     assert "/elsewhere/nightshift" in str(raised.value)
     assert here in str(raised.value)
+    assert fake.shutdowns == 1
+
+
+def test_workers_without_nightshift_are_refused(fake):
+    fake.there = RaySystemError("Traceback ...\nModuleNotFoundError: No module named 'cluster'")
+    with (
+        pytest.raises(UsageError, match=r"No module named 'cluster'.*; install this checkout"),
+        session(ClusterSettings()),
+    ):
+        pass
     assert fake.shutdowns == 1
 
 
@@ -125,11 +158,12 @@ def test_an_address_where_nobody_listens_is_refused_without_asking_ray(fake, clo
         ConnectionError("Could not find any running Ray instance"),
         ValueError("Invalid address format: auto"),
         RuntimeError("Version mismatch: the cluster was started with 2.1"),
+        AuthenticationError("InvalidAuthToken"),
     ],
 )
 def test_what_ray_says_about_an_address_is_passed_on(fake, error):
     fake.error = error
-    with pytest.raises(UsageError, match=str(error)), session(ClusterSettings(address="auto")):
+    with pytest.raises(UsageError, match=re.escape(str(error))), session(ClusterSettings(address="auto")):
         pass
 
 

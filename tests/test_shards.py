@@ -3,7 +3,15 @@ from itertools import pairwise
 
 import pytest
 
-from pipeline.shards import Segment, Shard, make_shards, shards_from_table, shards_to_table, update_shards
+from pipeline.shards import (
+    Segment,
+    Shard,
+    make_shards,
+    shards_from_table,
+    shards_to_table,
+    unplanned_rows,
+    update_shards,
+)
 
 
 def segment(path: str = "a.parquet", first: int = 0, rows: int = 10, version: str = "v1", total: int = 100) -> Segment:
@@ -109,6 +117,29 @@ def test_rows_overlap_also_when_the_segments_were_cut_differently():
     fine = [Shard((segment(first=first, rows=10),)) for first in range(0, 60, 10)]
     assert update_shards([coarse, *fine], files(coarse)) == [coarse, *fine[4:]]
     assert update_shards([fine[1], coarse], files(coarse)) == [fine[1]]
+
+
+@pytest.mark.parametrize(
+    ("held", "cut", "left"),
+    [
+        ([], [(0, 10)], [(0, 10)]),
+        ([(0, 10)], [(0, 10)], []),
+        ([(0, 10)], [(0, 30)], [(10, 20)]),
+        ([(10, 10)], [(0, 30)], [(0, 10), (20, 10)]),
+        ([(20, 10)], [(0, 30)], [(0, 20)]),
+        ([(0, 30)], [(0, 10), (10, 10), (20, 10)], []),
+        ([(10, 5), (20, 5)], [(0, 12), (12, 18)], [(0, 10), (15, 5), (25, 5)]),
+    ],
+)
+def test_the_rows_that_no_shard_holds_are_left_however_the_file_was_cut(held, cut, left):
+    shards = [Shard((segment(first=first, rows=rows),)) for first, rows in held]
+    found = unplanned_rows((segment(first=first, rows=rows) for first, rows in cut), shards)
+    assert [(s.first_row, s.num_rows) for s in found] == left
+
+
+def test_rows_of_another_version_are_no_rows_of_this_one():
+    old, new = segment(version="v1"), segment(version="v2")
+    assert list(unplanned_rows([new], [Shard((old,))])) == [new]
 
 
 def test_a_segment_that_is_tombstoned_here_may_live_elsewhere():

@@ -1,6 +1,8 @@
 import json
 import multiprocessing
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,13 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.checkpoints import Checkpoints
-from pipeline.errors import ModelError
+from pipeline.errors import ModelError, TransientError
 from pipeline.examples import Examples
 from pipeline.loading import Inputs, ShardCache
 from pipeline.settings import StorageSettings, TrainSettings
 from pipeline.shards import Segment, Shard
 from pipeline.storage import open_storage
-from pipeline.training import Course, Seat, Trainee, make_optimizer, train
+from pipeline.training import Course, Seat, Trainee, _agreed, make_optimizer, train
 
 NUM, SIZE, K = 90, 6, 3  # 72 train, 18 val, in shards of 10
 SETTINGS = TrainSettings(mode="scratch", epochs=4, batch_size=16, learning_rate=0.05, optimizer="sgd", shuffle_window=4)
@@ -198,6 +200,67 @@ def test_a_finished_training_that_is_resumed_trains_nothing_more(tmp_path):
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
+
+
+def finding(*checkpoints):
+    """Stands for a store in which each look finds the next of these."""
+    left = list(checkpoints)
+    return SimpleNamespace(newest=lambda: left.pop(0))
+
+
+def both(run):
+    """Run two seats in threads that really add up; return what they returned or raised, by rank."""
+    barrier, values = threading.Barrier(2, timeout=60), [None, None]
+
+    def reduce(rank):
+        def add(sums):
+            values[rank] = sums.clone()
+            barrier.wait()
+            total = values[0] + values[1]
+            barrier.wait()
+            return total
+
+        return add
+
+    def seat(rank):
+        try:
+            return run(Seat(rank, 2, "cpu", reduce(rank)))
+        except TransientError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(seat, (0, 1)))
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    """The checkpoints of epochs 1 and 2 of a training, and where they lie."""
+    checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "k")
+    module = linear()
+    optimizer = make_optimizer(module, SETTINGS)
+    found = []
+    for epoch in (1, 2):
+        module.weight.data += 1
+        checkpoints.save(module, optimizer, [{"epoch": n + 1} for n in range(epoch)])
+        found.append(checkpoints.newest())
+    return found
+
+
+def test_workers_that_find_different_checkpoints_look_again_until_they_agree(two_checkpoints):
+    """A killed run's workers live on for a moment: one look finds the first, the other already the second."""
+    first, second = two_checkpoints
+    looks = [[None, first, first, second], [first, first, second, None]]
+    agreed = both(lambda seat: _agreed(finding(*looks[seat.rank]), seat))
+    assert agreed == [first, first]
+
+
+def test_workers_that_agree_on_no_checkpoint_start_over():
+    assert both(lambda seat: _agreed(finding(None), seat)) == [None, None]
+
+
+def test_workers_that_never_agree_give_the_attempt_up(two_checkpoints):
+    errors = both(lambda seat: _agreed(finding(*[two_checkpoints[seat.rank]] * 99), seat))
+    assert [type(error) for error in errors] == [TransientError] * 2
 
 
 def test_only_rank_0_writes_checkpoints(tmp_path):

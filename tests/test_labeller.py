@@ -1,0 +1,73 @@
+from functools import partial
+
+import pyarrow as pa
+import pytest
+
+from cluster.dispatch import Failure
+from cluster.labeller import label, open_extractor, open_judge, over_shards
+from pipeline.counts import Counts
+from pipeline.errors import ModelError
+from pipeline.ledger import LedgerEntry
+from pipeline.settings import LabelSettings
+from pipeline.tasks import EvaluateTask, ExamplesTask
+
+
+@pytest.fixture
+def planned(night):
+    """Three shards of ten rows, one of them bad, and a model."""
+    images = [b"bad" if n == 14 else night.png(n) for n in range(30)]
+    night.write("a.parquet", range(30), image=pa.array(images, pa.binary()))
+    config = night.config(input={"shard_images": 10})
+    return config, night.plan(config), night.seal()
+
+
+def test_every_shard_comes_back_with_its_ledger_entry(night, planned, local_ray):
+    config, plan, version = planned
+    ended = dict(label(plan.shards, night.task(config, version)))
+    assert set(ended) == set(plan.shards)
+    assert all(isinstance(entry, LedgerEntry) for entry in ended.values())
+    assert sum((entry.counts for entry in ended.values()), Counts()) == Counts(30, 29, 1)
+
+
+def test_a_shard_whose_file_is_gone_fails_alone(night, planned, local_ray):
+    config, _, version = planned
+    gone = night.write("b.parquet", range(30, 35))
+    plan = night.plan(config)
+    gone.unlink()
+    ended = {shard.segments[0].path: result for shard, result in label(plan.shards, night.task(config, version))}
+    assert isinstance(ended["a.parquet"], LedgerEntry)
+    assert isinstance(ended["b.parquet"], Failure)
+    assert "b.parquet does not exist" in ended["b.parquet"].error
+
+
+def test_no_shards_start_no_actors(monkeypatch):
+    monkeypatch.setattr("cluster.labeller.ActorPool", None)
+    assert list(over_shards([], lambda: None, LabelSettings())) == []
+
+
+def test_actors_are_as_many_and_as_large_as_the_settings_say(planned, local_ray, monkeypatch):
+    _, plan, _ = planned
+    asked = []
+
+    class Pool:
+        def __init__(self, *arguments):
+            asked.append(arguments)
+            raise ModelError("enough")
+
+    monkeypatch.setattr("cluster.labeller.ActorPool", Pool)
+    settings = LabelSettings(workers=3, cpus_per_worker=2, gpus_per_worker=0.5)
+    with pytest.raises(ModelError, match="enough"):
+        list(over_shards(plan.shards, len, settings))
+    assert asked == [(len, 3, 3, 2, 0.5)]
+
+
+def test_the_same_pool_makes_examples_and_judges(night, planned, local_ray):
+    config, plan, version = planned
+    store, tables = (config.store, config.storage, config.input), ("data", config.model, "plain", False)
+    extractor = partial(open_extractor, ExamplesTask(*store, *tables))
+    assert sum(rows for _, rows in over_shards(plan.shards, extractor, config.label)) == 29
+    splits = ("train", "val", "test")
+    judge = partial(open_judge, EvaluateTask(*store, config.split, config.label, "tiny", version, splits))
+    sums = [result for _, result in over_shards(plan.shards, judge, config.label)]
+    assert sum(part.num_images for part in sums) == 29
+    assert sum(part.quarantined for part in sums) == 1
