@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from cluster.resources import available, unused
 from pipeline.errors import IntegrityError, StorageError, UsageError
@@ -20,6 +20,8 @@ from pipeline.errors import IntegrityError, StorageError, UsageError
 Item = TypeVar("Item")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 STALL_S = 60.0
+# An actor that another item killed takes some 10 s to come back, and Ray says after 2 s that it is not there: no attempt.
+MISSES = 30
 
 
 class Pool(Protocol):
@@ -41,10 +43,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class _Work:
-    """An item, which attempt this is, and the moment before which it does not start."""
+    """An item, which attempt this is, how often its worker was not there, and the moment before which it does not start."""
 
     item: Any
     attempt: int = 1
+    misses: int = 0
     ready_at: float = 0.0
 
 
@@ -78,11 +81,9 @@ def dispatch(pool: Pool, items: Iterable[Item], attempts: int) -> Iterator[tuple
             for future in ended:
                 slot, work = running.pop(future)
                 free.append(slot)
-                result, retry = _collect(future, work, attempts)
-                if retry:
-                    waiting.append(
-                        replace(work, attempt=work.attempt + 1, ready_at=time.monotonic() + _pause_s(work.attempt))
-                    )
+                result, again = _collect(future, work, attempts)
+                if again:
+                    waiting.append(again)
                 else:
                     yield work.item, result
     finally:
@@ -135,16 +136,20 @@ def _cancel(futures: list[Any]) -> None:
             ray.cancel(future, force=False)
 
 
-def _collect(future: Any, work: _Work, attempts: int) -> tuple[Any, bool]:
-    """Return (result or Failure, whether to try again)."""
+def _collect(future: Any, work: _Work, attempts: int) -> tuple[Any, _Work | None]:
+    """Return (result or Failure, the next attempt if there is to be one)."""
     try:
-        return ray.get(future), False
+        return ray.get(future), None
     except (RayTaskError, ray.exceptions.RayError) as raised:
         error = raised.cause if isinstance(raised, RayTaskError) else raised
         if isinstance(error, UsageError | IntegrityError):
             raise error from None
-        again = work.attempt < attempts and not isinstance(error, StorageError)  # StorageError: the answer stays no
-        return Failure(_words(error), work.attempt), again
+        failure = Failure(_words(error), work.attempt)
+        if isinstance(error, ActorUnavailableError) and work.misses < MISSES:
+            return failure, replace(work, misses=work.misses + 1, ready_at=time.monotonic() + FIRST_PAUSE_S)
+        if work.attempt >= attempts or isinstance(error, StorageError):  # StorageError: the answer stays no
+            return failure, None
+        return failure, replace(work, attempt=work.attempt + 1, ready_at=time.monotonic() + _pause_s(work.attempt))
 
 
 def _words(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from cluster.dispatch import Failure, dispatch
+from cluster.resources import available
 from cluster.workers import ActorPool, Factory
 from pipeline.ledger import LedgerEntry
 from pipeline.settings import LabelSettings
@@ -23,7 +24,8 @@ def over_shards(
     """Run the function that `factory` makes, once per actor, over shards."""
     if not shards:
         return
-    with ActorPool(factory, len(shards), settings.workers, settings.cpus_per_worker, settings.gpus_per_worker) as pool:
+    gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(available("GPU") > 0)
+    with ActorPool(factory, len(shards), settings.workers, settings.cpus_per_worker, gpus) as pool:
         yield from dispatch(pool, shards, settings.attempts)
 
 

@@ -11,7 +11,6 @@ from time import monotonic
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from cluster.board import Board
 from cluster.resources import fitting
@@ -67,25 +66,24 @@ def _fit(task: TrainTask, board: Any, outcome: list[BaseException | None]) -> No
     from ray.train.torch import TorchTrainer
 
     gpus = task.train.gpus_per_worker
-    with tempfile.TemporaryDirectory(prefix="nightshift-train-") as scratch:  # Ray's own files; nothing of ours
-        trainer = TorchTrainer(
-            partial(_worker, task, board),
-            scaling_config=ScalingConfig(
-                num_workers=task.train.workers,
-                use_gpu=gpus > 0,
-                resources_per_worker={"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1},
-            ),
-            run_config=RunConfig(
-                name=task.run_key,
-                storage_path=scratch,
-                failure_config=FailureConfig(max_failures=task.train.max_failures),
-            ),
-        )
-        try:
-            trainer.fit()
-            outcome.append(None)
-        except (NightshiftError, RayError, RuntimeError) as error:
-            outcome.append(error)
+    try:
+        with tempfile.TemporaryDirectory(prefix="nightshift-train-") as scratch:  # Ray's own files; nothing of ours
+            TorchTrainer(
+                partial(_worker, task, board),
+                scaling_config=ScalingConfig(
+                    num_workers=task.train.workers,
+                    use_gpu=gpus > 0,
+                    resources_per_worker={"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1},
+                ),
+                run_config=RunConfig(
+                    name=task.run_key,
+                    storage_path=scratch,
+                    failure_config=FailureConfig(max_failures=task.train.max_failures),
+                ),
+            ).fit()
+        outcome.append(None)
+    except Exception as error:  # whatever it is, the waiting thread raises it: Ray's TrainingFailedError is no RayError
+        outcome.append(error)
 
 
 def _worker(task: TrainTask, board: Any) -> None:

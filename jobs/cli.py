@@ -139,6 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _handlers()[options.command](options)
     except NightshiftError as error:
         print(f"nightshift {options.command}: {error}", file=sys.stderr)
+        if options.json:
+            print(json.dumps({"command": options.command, "exit_code": error.exit_code, "outcome": str(error)}))
         return error.exit_code
     except KeyboardInterrupt:
         print(f"nightshift {options.command}: stopped early; the same command continues it", file=sys.stderr)

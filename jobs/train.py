@@ -1,6 +1,7 @@
 """`nightshift train`: adopt weights or train, seal a bundle, and make it production if there is none."""
 
 import hashlib
+import math
 from collections import Counter
 from functools import partial
 from importlib.metadata import version as library_version
@@ -11,7 +12,7 @@ from jobs.runs import Run, utc_now
 from pipeline import layout
 from pipeline.classes import Classes, classes_from_labels
 from pipeline.documents import Document, digest, read_document
-from pipeline.errors import InputError, ModelError, NightshiftError, NotFoundError
+from pipeline.errors import HeldError, InputError, ModelError, NightshiftError, NotFoundError
 from pipeline.examples import Examples, fingerprint, load_examples
 from pipeline.plans import Plan
 from pipeline.registry import promote_first
@@ -95,7 +96,17 @@ def _make_examples(run: Run, plan: Plan, weights: str | None) -> str:
         _extract(
             run,
             todo,
-            ExamplesTask(config.store, config.storage, config.input, plan.dataset, config.model, name, backbone),
+            ExamplesTask(
+                config.store,
+                config.storage,
+                config.input,
+                plan.dataset,
+                config.model,
+                name,
+                backbone,
+                config.label.batch_size,
+                math.ceil(config.label.cpus_per_worker),
+            ),
         )
     kind = "features" if backbone else "examples"
     done = sum(shard.num_images for shard in todo)
@@ -113,8 +124,9 @@ def _extract(run: Run, shards: list[Shard], task: ExamplesTask) -> None:
         for shard, outcome in over_shards(shards, partial(open_extractor, task), run.config.label):
             progress.advance(shard.num_images)
             if isinstance(outcome, Failure):
-                raise InputError(
-                    f"shard {shard.id} cannot be read for training: {outcome.error}; plan again, or see `nightshift status`"
+                raise HeldError(
+                    f"shard {shard.id} cannot be read for training after {outcome.attempts} attempt(s): {outcome.error}; the same "
+                    "command continues with what is missing"
                 )
     run.stage(progress.name, progress.seconds, progress.done)
 

@@ -18,6 +18,7 @@ class TorchEngine:
     def __init__(self, net: nn.Module, transforms: Transforms) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._net, self._transforms = net.eval().to(self.device), transforms
+        torch.backends.cudnn.allow_tf32 = False  # on by default, and not fp32
 
     def __call__(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Return the network's output, float32 [B, K], of uint8 [B, H, W, C]."""
@@ -43,8 +44,3 @@ def log_softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> np
     scaled = logits.astype(np.float64) / temperature
     shifted = scaled - scaled.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-
-def softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float32]:
-    """Return probabilities [B, K], computed in float64."""
-    return np.exp(log_softmax(logits, temperature)).astype(np.float32)

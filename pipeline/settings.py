@@ -136,7 +136,7 @@ class LabelSettings(Section):
     batch_size: int = Field(64, gt=0)
     workers: int | None = Field(None, gt=0, description="labellers (default: one per CPU or GPU of the session)")
     cpus_per_worker: float = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
+    gpus_per_worker: float | None = Field(None, ge=0, description="default: one where the session has GPUs, else none")
     attempts: int = Field(3, gt=0, description="tries per shard before it is listed as failed")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="over it: exit 3, nothing published")
     require_new: bool = Field(False, description="exit 4 when there was nothing new to label")

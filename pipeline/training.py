@@ -93,6 +93,7 @@ def train(
         started = perf_counter()
         order = epoch_order(course.train, s.batch_size, s.lanes, s.shuffle_window, course.seed, epoch)
         sums = _train_epoch(trainee, course, seat, optimizer, order, epoch, advanced)
+        _share_buffers(trainee.module, seat)
         record = {"epoch": epoch + 1, **_means("train", seat.reduce(sums))}
         record |= _means("val", seat.reduce(_validate(trainee, course, seat))) if len(course.val) else {}
         _check_finite(record, s.learning_rate)
@@ -100,6 +101,13 @@ def train(
         if checkpoints and seat.rank == 0:
             checkpoints.save(trainee.module, optimizer, history)
     return history
+
+
+def _share_buffers(module: nn.Module, seat: Seat) -> None:
+    """Give all workers the buffers of rank 0, which are sealed: each has run BatchNorm's statistics over its own images."""
+    with torch.no_grad():
+        for buffer in module.buffers() if seat.world > 1 else ():
+            buffer.copy_(seat.reduce(buffer.clone() if seat.rank == 0 else torch.zeros_like(buffer)))
 
 
 def _agreed(checkpoints: Checkpoints, seat: Seat) -> Checkpoint | None:

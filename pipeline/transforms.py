@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from pipeline.errors import ImageError, ModelError
 from pipeline.settings import TransformSettings
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -15,6 +16,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 Pixels = npt.NDArray[np.uint8]
+MAX_RESIZED_PIXELS = 50_000_000  # 150 MB; a strip of 1 x 800 pixels for a model of 256
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,18 @@ class Transforms:
         -----
         The rounding is torchvision's (`Resize` then `CenterCrop` of a PIL image), which published accuracies rest on:
         the long side is truncated, the crop's offset rounded half to even, a too small picture padded with black.
+
+        Raises
+        ------
+        ImageError
+            When the picture is so thin that resizing its short side would make it huge.
         """
         width, height = _resized(image.width, image.height, self.resize_px)
+        if width * height > MAX_RESIZED_PIXELS:
+            raise ImageError(
+                "decode", "too_thin",
+                f"{image.width} x {image.height} pixels would become {width} x {height}, more than {MAX_RESIZED_PIXELS:,}",
+            )  # fmt: skip
         if (width, height) != image.size:
             image = image.resize((width, height), FILTERS[self.interpolation])
         left, top = _offset(width, self.crop_px), _offset(height, self.crop_px)
@@ -72,6 +84,12 @@ def override(published: Transforms, settings: TransformSettings) -> Transforms:
     for key in ("mean", "std"):
         given = tuple(values[key])
         values[key] = given * channels if len(given) == 1 else given[:channels]
+        if len(values[key]) != channels:
+            raise ModelError(
+                f"model.transforms.{key}: {len(given)} values for {channels} channels; give 1 or {channels}"
+            )
+    if min(values["std"]) <= 0:
+        raise ModelError(f"model.transforms.std: {list(values['std'])} must be above 0: pixels are divided by it")
     return Transforms(**values)
 
 

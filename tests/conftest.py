@@ -318,6 +318,7 @@ def local_ray(monkeypatch: pytest.MonkeyPatch) -> LocalRay:
     monkeypatch.setattr("cluster.dispatch.ray", local)
     monkeypatch.setattr("cluster.session.session", session)
     monkeypatch.setattr("cluster.labeller.ActorPool", LocalPool)
+    monkeypatch.setattr("cluster.labeller.available", lambda resource: 0.0)
     monkeypatch.setattr("cluster.planner.TaskPool", lambda function: LocalPool(lambda: function, 4, 4))
     return local
 

@@ -223,3 +223,10 @@ def test_a_reader_that_has_enough_is_no_error():
     said = job.stderr.read()
     job.stderr.close()
     assert (job.wait(), said) == (0, b"")
+
+
+def test_json_says_why_a_config_is_refused(capsys):
+    assert main(["status", "configs/demo.yaml", "--set", "labl.top_k=1", "--json"]) == 2
+    answer = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (answer["command"], answer["exit_code"]) == ("status", 2)
+    assert "did you mean label" in answer["outcome"]

@@ -64,16 +64,27 @@ def test_what_may_pass_is_tried_again(local_ray, error):
     assert work.calls == {0: 1, 1: 3, 2: 1}
 
 
-@pytest.mark.parametrize("name", ["OutOfMemoryError", "WorkerCrashedError", "ActorDiedError", "ActorUnavailableError"])
+@pytest.mark.parametrize("name", ["OutOfMemoryError", "WorkerCrashedError", "ActorDiedError"])
 def test_a_worker_that_dies_costs_one_attempt(local_ray, name):
     kind = getattr(local_ray.exceptions, name)
-    died = {
-        "ActorUnavailableError": lambda: kind("the actor is away", None),
-        "OutOfMemoryError": lambda: kind("killed"),
-    }
-    work = Flaky(item1=[died.get(name, kind)()])
+    work = Flaky(item1=[kind("killed") if name == "OutOfMemoryError" else kind()])
     assert dict(dispatch(pool_of(work), [0, 1], attempts=2)) == {0: 0, 1: 10}
     assert work.calls[1] == 2
+
+
+def test_a_worker_that_is_still_away_costs_no_attempt(local_ray):
+    """Another item killed it: the one that finds it gone has not been tried at all."""
+    away = [local_ray.exceptions.ActorUnavailableError("the actor is away", None) for _ in range(20)]
+    work = Flaky(item1=[*away, ValueError("first attempt"), away[0]])
+    assert dict(dispatch(pool_of(work), [0, 1], attempts=2)) == {0: 0, 1: 10}
+    assert work.calls[1] == 23
+
+
+def test_a_worker_that_never_comes_back_is_given_up(local_ray):
+    away = [local_ray.exceptions.ActorUnavailableError("the actor is away", None) for _ in range(module.MISSES + 2)]
+    ((_, failure),) = dispatch(pool_of(Flaky(item1=away)), [1], attempts=2)
+    assert failure.attempts == 2
+    assert "ActorUnavailableError" in failure.error
 
 
 def test_an_item_that_always_fails_is_given_up_after_its_attempts_and_the_others_go_on(local_ray):

@@ -61,6 +61,22 @@ def test_actors_are_as_many_and_as_large_as_the_settings_say(planned, local_ray,
     assert asked == [(len, 3, 3, 2, 0.5)]
 
 
+@pytest.mark.parametrize(("gpus", "setting", "each"), [(0, None, 0), (2, None, 1), (2, 0, 0), (2, 0.5, 0.5)])
+def test_actors_take_a_gpu_each_where_there_are_some(planned, local_ray, monkeypatch, gpus, setting, each):
+    asked = []
+
+    class Pool:
+        def __init__(self, *arguments):
+            asked.append(arguments[-1])
+            raise ModelError("enough")
+
+    monkeypatch.setattr("cluster.labeller.ActorPool", Pool)
+    monkeypatch.setattr("cluster.labeller.available", lambda resource: gpus)
+    with pytest.raises(ModelError, match="enough"):
+        list(over_shards(planned[1].shards, len, LabelSettings(gpus_per_worker=setting)))
+    assert asked == [each]
+
+
 def test_the_same_pool_makes_examples_and_judges(night, planned, local_ray):
     config, plan, version = planned
     store, tables = (config.store, config.storage, config.input), ("data", config.model, "plain", False)

@@ -7,7 +7,9 @@ from pipeline.errors import UsageError
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Pretend a cluster of 8 CPUs and 2 GPUs, of which 3 CPUs are free."""
+    """Pretend a node of 8 CPUs and 2 GPUs, of which 3 CPUs are free, and one that died."""
+    nodes = [{"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes)
     monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0, "memory": 1e9})
     monkeypatch.setattr(resources.ray, "available_resources", lambda: {"CPU": 3.0})
 
@@ -46,6 +48,16 @@ def test_as_many_workers_as_are_wanted_or_fit(cluster, cpus, gpus, wanted, worke
 def test_workers_that_would_wait_for_ever_are_refused(cluster, cpus, gpus, wanted, words):
     with pytest.raises(UsageError, match=words):
         fitting(cpus, gpus, wanted)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "workers"), [(1, 0, 6), (2, 0, 2), (3, 0, 2), (1, 1, 1), (0.5, 0.5, 2)]
+)  # fmt: skip
+def test_a_worker_never_spans_two_nodes(monkeypatch, cpus, gpus, workers):
+    nodes = [{"Alive": True, "Resources": {"CPU": 3.0}}, {"Alive": True, "Resources": {"CPU": 3.0, "GPU": 1.0}}]
+    monkeypatch.setattr(resources.ray, "nodes", lambda: nodes)
+    monkeypatch.setattr(resources.ray, "cluster_resources", lambda: {"CPU": 6.0, "GPU": 1.0})
+    assert fitting(cpus, gpus, None) == workers
 
 
 def test_the_standing_session_has_what_it_was_given(ray_session):

@@ -162,6 +162,19 @@ def test_what_ray_train_ends_with_is_explained(acted):
         trainer.train(TASK, 0, Bar())
 
 
+def test_whatever_ray_train_raises_reaches_the_driver(ray_session, monkeypatch):
+    """Ray's own TrainingFailedError is neither a RayError nor a RuntimeError."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    def fail(*arguments, **named):
+        raise WorkerGroupError("two workers died", {0: ValueError("no such file\nlong story")})
+
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", fail)
+    settings = SimpleNamespace(gpus_per_worker=0, workers=1, max_failures=0)
+    with pytest.raises(NightshiftError, match=r"failed on 1 worker\(s\): ValueError: no such file; the same command"):
+        trainer.train(SimpleNamespace(train=settings, run_key="k"), 0, Bar())
+
+
 def test_more_workers_than_the_session_has_cpus_are_refused_at_once(ray_session):
     many = SimpleNamespace(train=SimpleNamespace(gpus_per_worker=0, workers=64))
     with pytest.raises(UsageError, match=r"64 worker\(s\) of 1 CPU and 0 GPU do not fit"):

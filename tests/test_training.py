@@ -18,7 +18,7 @@ from pipeline.loading import Inputs, ShardCache
 from pipeline.settings import StorageSettings, TrainSettings
 from pipeline.shards import Segment, Shard
 from pipeline.storage import open_storage
-from pipeline.training import Course, Seat, Trainee, _agreed, make_optimizer, train
+from pipeline.training import Course, Seat, Trainee, _agreed, _share_buffers, make_optimizer, train
 
 NUM, SIZE, K = 90, 6, 3  # 72 train, 18 val, in shards of 10
 SETTINGS = TrainSettings(mode="scratch", epochs=4, batch_size=16, learning_rate=0.05, optimizer="sgd", shuffle_window=4)
@@ -287,6 +287,24 @@ class Cubed(nn.Module):
 
     def forward(self, inputs):
         return self.linear(inputs) ** 3
+
+
+def test_all_workers_validate_with_the_buffers_of_rank_0_which_are_sealed():
+    """Each has run BatchNorm's statistics over its own images; DDP shares them in its next forward only, if there is one."""
+    modules = [nn.BatchNorm1d(2), nn.BatchNorm1d(2)]
+    for number, module in enumerate(modules, 1):
+        module.running_mean.fill_(number)
+        module.num_batches_tracked.fill_(number)
+    sent = [buffer.clone() for buffer in modules[0].buffers()]
+    offered = []
+
+    def sum_over_both(mine):
+        offered.append(mine.clone())
+        return mine + sent[len(offered) - 1]
+
+    _share_buffers(modules[1], Seat(1, 2, "cpu", sum_over_both))
+    assert [buffer.tolist() for buffer in modules[1].buffers()] == [buffer.tolist() for buffer in sent]
+    assert not any(buffer.any() for buffer in offered)
 
 
 def test_only_what_requires_gradients_is_optimized():

@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from pipeline.errors import ImageError, ModelError
 from pipeline.settings import TransformSettings
 from pipeline.transforms import Transforms, override, transforms_from_json
 
@@ -100,3 +101,23 @@ def test_documents_without_interpolation_mean_bilinear():
 )
 def test_the_config_overrides_published_values_only_where_it_names_them(settings, expected):
     assert override(Transforms(interpolation="bicubic"), TransformSettings(**settings)) == expected
+
+
+def test_a_strip_whose_resized_copy_would_be_huge_is_refused():
+    """A PNG of 1 x 100,000 pixels is small; resized to a short side of 256 it would be 20 GB."""
+    with pytest.raises(ImageError, match="256 x 25600000") as caught:
+        Transforms(256, 224).pixels(Image.new("RGB", (1, 100_000)))
+    assert (caught.value.stage, caught.value.reason) == ("decode", "too_thin")
+    assert Transforms(256, 224).pixels(Image.new("RGB", (10, 5_000))).shape == (224, 224, 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"mean": (0.5, 0.5)}, "transforms.mean: 2 values for 3 channels; give 1 or 3"),
+        ({"std": (0.0,)}, r"transforms.std: \[0.0, 0.0, 0.0\] must be above 0"),
+    ],
+)
+def test_means_and_deviations_that_fit_no_channels_are_refused(settings, words):
+    with pytest.raises(ModelError, match=words):
+        override(Transforms(), TransformSettings(**settings))

@@ -18,6 +18,7 @@ class Handle:
 def no_actors(monkeypatch):
     """Eight CPUs and no processes; collects what would be killed."""
     killed = []
+    monkeypatch.setattr("cluster.resources.ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
     monkeypatch.setattr("cluster.resources.ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("cluster.workers.ray.remote", lambda **options: lambda kind: type("R", (), {"remote": Handle}))
     monkeypatch.setattr(Handle, "__init__", lambda self, *arguments: None)
