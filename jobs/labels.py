@@ -13,7 +13,7 @@ from jobs.console import say
 from pipeline.errors import UsageError
 from pipeline.publication import View, read_view
 from pipeline.schema import prediction_schema
-from pipeline.storage import Storage, join
+from pipeline.storage import Storage, join, scheme_of
 from pipeline.tables import read_table
 
 WRITERS = (".parquet", ".csv", ".jsonl")
@@ -26,6 +26,10 @@ def show(config: Config, to: str | None, limit: int, as_json: bool) -> int:
     if view is None:
         raise UsageError(f"nothing is published for data set {config.dataset!r} yet; run `nightshift label CONFIG`")
     if to:
+        if scheme_of(to) != "file":
+            raise UsageError(
+                f"--to {to}: copies go to local files only; the view's own files lie in {store.url} already"
+            )
         _copy(store, view, Path(to))
         say(f"{view.counts.labelled:,} labels of view {view.n} copied to {to}")
     elif as_json:

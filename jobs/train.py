@@ -15,7 +15,7 @@ from pipeline.documents import Document, digest, read_document
 from pipeline.errors import HeldError, InputError, ModelError, NightshiftError, NotFoundError
 from pipeline.examples import Examples, fingerprint, load_examples
 from pipeline.plans import Plan
-from pipeline.registry import promote_first
+from pipeline.registry import production, promote_first
 from pipeline.shards import Shard
 from pipeline.splits import missing
 from pipeline.storage import open_storage
@@ -43,6 +43,8 @@ def train_model(run: Run, again: bool = False) -> str:
     run.note(model=f"{config.model.name}@{version}")
     if promote_first(run.store, config.model.name, version, utc_now()):
         say(f"{config.model.name}@{version} is production: it labels from now on")
+    elif (current := production(run.store, config.model.name)) != version:
+        say(f"production stays {config.model.name}@{current}; the new one labels with --set model.version={version}")
     return version
 
 

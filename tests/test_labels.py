@@ -124,6 +124,13 @@ def test_target_that_cannot_be_written_is_said(published, tmp_path, name, words)
     assert (tmp_path / "folder.csv" / "kept").exists()
 
 
+def test_a_bucket_is_no_target(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="local files only"):
+        copy(published[1], "s3://bucket/x.parquet")
+    assert not list(tmp_path.glob("s3*"))
+
+
 def test_copy_that_fails_leaves_the_old_copy_whole(published, tmp_path):
     night, config, _ = published
     copy(config, tmp_path / "x.csv")

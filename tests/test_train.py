@@ -217,6 +217,7 @@ def test_a_training_does_not_replace_the_production_model(nightshift, config, st
     second = nightshift(config(train={"epochs": 1}), "train")
     assert second.record["model"] != first.record["model"]
     assert "is production" not in second.said
+    assert f"production stays {first.record['model']}; the new one labels with --set model.version=" in second.said
     assert f"tiny@{production(store, 'tiny')}" == first.record["model"]
     assert len(versions(store, "tiny")) == 2
 
