@@ -110,7 +110,10 @@ def _scan(
     found: dict[str, list[Segment]] = {}
     failed: dict[str, str] = {}
     scan = partial(scan_files, kind=listing.format, settings=settings, storage=storage)
-    results = _local(scan, files) if listing.format == "images" else dispatch(TaskPool(scan), _chunks(files), ATTEMPTS)
+    if listing.format == "images" or not files:
+        results = _local(scan, files)
+    else:
+        results = dispatch(TaskPool(scan), _chunks(files), ATTEMPTS)
     for chunk, result in results:
         advanced(len(chunk))
         if isinstance(result, Failure):
@@ -140,7 +143,7 @@ def scan_files(files: Sequence[Entry], kind: str, settings: InputSettings, stora
 def _local(
     scan: Callable[[Sequence[Entry]], Scanned], files: Sequence[Entry]
 ) -> Iterator[tuple[Sequence[Entry], Scanned | Failure]]:
-    """Loose images have no footers: their listing is their plan, and no task is worth its start."""
+    """Scan here: loose images have no footers, so their listing is their plan; and nothing needs no session."""
     for chunk in _chunks(files):
         try:
             yield chunk, scan(chunk)
