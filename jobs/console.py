@@ -13,9 +13,9 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def images(count: int) -> str:
-    """Say a number of images."""
-    return f"{count:,} image" if count == 1 else f"{count:,} images"
+def counted(count: int, noun: str = "image") -> str:
+    """Say how many there are of something."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 class Progress:
@@ -88,4 +88,6 @@ def stage(name: str, total: int | None, unit: str = "images") -> Iterator[Progre
             yield progress
     finally:
         if progress.done:
-            say(f"{name:<9} {progress.done:,} {unit} in {progress.seconds:.1f} s, {progress.pace}")
+            say(
+                f"{name:<9} {counted(progress.done, unit.removesuffix('s'))} in {progress.seconds:.1f} s, {progress.pace}"
+            )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from jobs.console import images, say, stage
+from jobs.console import counted, say, stage
 from jobs.plan import present_plan
 from jobs.runs import Run, utc_now
 from pipeline import layout
@@ -126,11 +126,11 @@ def _announce(document: Document) -> None:
     low, high = document["interval95"]
     say(
         f"split {document['split']}: top-1 {document['top1']:.1%} ({low:.1%} to {high:.1%} with 95 % confidence), "
-        f"top-5 {document['top5']:.1%}, loss {document['loss']:.3f}, on {document['num_images']:,} images"
+        f"top-5 {document['top5']:.1%}, loss {document['loss']:.3f}, on {counted(document['num_images'])}"
     )
     if document["quarantined"]:
-        say(f"{images(document['quarantined'])} of the split cannot be read")
+        say(f"{counted(document['quarantined'])} of the split cannot be read")
     if document["unknown_labels"]:
         say(
-            f"{sum(document['unknown_labels'].values()):,} images have labels that the model does not know; they are not judged"
+            f"{counted(sum(document['unknown_labels'].values()))} of the split not judged: the model does not know the label"
         )

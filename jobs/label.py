@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from jobs.console import say, stage
+from jobs.console import counted, say, stage
 from jobs.plan import present_plan
 from jobs.runs import HELD, NOTHING_NEW, Run, utc_now
 from pipeline.counts import Counts
@@ -132,7 +132,7 @@ def _report_failures(run: Run) -> None:
     for failure in run.record["failures"][:5]:
         say(f"shard {failure['shard']} failed {failure['attempts']} time(s): {failure['error']}")
     if run.record["failures"]:
-        run.end(HELD, f"{len(run.record['failures'])} shards failed; the same command tries them again")
+        run.end(HELD, f"{counted(len(run.record['failures']), 'shard')} failed; the same command tries them again")
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -141,11 +141,11 @@ def _about(run: Run) -> dict[str, Any]:
 
 def _announce(run: Run, view: View, new: bool, done: Counts) -> None:
     say(
-        f"{done.images_in:,} images in = {done.labelled:,} labelled + {done.quarantined:,} quarantined; "
+        f"{counted(done.images_in)} in = {done.labelled:,} labelled + {done.quarantined:,} quarantined; "
         f"{run.record['skipped']:,} were done before"
     )
     if view.document["duplicates"]:
-        say(f"{view.document['duplicates']:,} rows repeat an image id; they are quarantined with both locations")
+        say(f"quarantined with both locations: {counted(view.document['duplicates'], 'row')} whose image id is taken")
     say(
         f"view {view.n} {'published' if new else 'unchanged'}: {view.counts.labelled:,} labels of {run.record['model']}"
     )

@@ -1,6 +1,6 @@
 """`nightshift plan`: look at the input and bring its shards up to date."""
 
-from jobs.console import images, say, stage
+from jobs.console import counted, say, stage
 from jobs.runs import HELD, Run, utc_now
 from pipeline.plans import Plan, read_plan
 
@@ -9,7 +9,7 @@ def work(run: Run) -> None:
     """Plan, and say what was found."""
     plan, new = make_plan(run)
     known = "snapshot" if new else "unchanged since snapshot"
-    say(f"{plan.num_images:,} images in {len(plan.shards):,} shards, {known} {plan.n} of {plan.dataset}")
+    say(f"{counted(plan.num_images)} in {counted(len(plan.shards), 'shard')}, {known} {plan.n} of {plan.dataset}")
 
 
 def make_plan(run: Run) -> tuple[Plan, bool]:
@@ -21,10 +21,10 @@ def make_plan(run: Run) -> tuple[Plan, bool]:
         plan, new = plan_input(run.store, config.input, config.storage, utc_now(), run.start_cluster, progress.advance)
     run.stage("plan", progress.seconds, plan.num_images)
     if plan.ignored_files:
-        say(f"{plan.ignored_files:,} other files are ignored")
+        say(f"ignored: {counted(plan.ignored_files, 'other file')}")
     if new and plan.details.get("images_gone"):
         say(
-            f"{images(plan.details['images_gone'])} vanished or changed since snapshot {plan.n - 1}; their labels leave the view"
+            f"{counted(plan.details['images_gone'])} vanished or changed since snapshot {plan.n - 1}; their labels leave the view"
         )
     note_failed_files(run, plan)
     return plan, new

@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 from jobs.config import Config
+from jobs.console import counted
 from jobs.runs import read_runs
 from pipeline.plans import read_plan
 from pipeline.publication import read_view
@@ -57,11 +58,12 @@ def _words(state: dict[str, Any]) -> dict[str, list[str]]:
     plan, view = state["plan"], state["view"]
     return {
         f"store {state['store']}, data set {state['dataset']}": [
-            f"plan {plan['n']}: {plan['images']:,} images in {plan['shards']:,} shards, {plan['ignored_files']:,} other files ignored, "
-            f"{len(plan['failed_files'])} files cannot be read"
+            f"plan {plan['n']}: {counted(plan['images'])} in {counted(plan['shards'], 'shard')}; "
+            f"ignored: {counted(plan['ignored_files'], 'other file')}; "
+            f"cannot be read: {counted(len(plan['failed_files']), 'file')}"
         ] if plan else [],
         "models": [_model(model, state["production"]) for model in state["models"]],
-        "generations": [f"{g['name']}: {g['committed_shards']:,} committed shards" for g in state["generations"]],
+        "generations": [f"{g['name']}: {counted(g['committed_shards'], 'committed shard')}" for g in state["generations"]],
         "current view": [
             f"{view['n']}, {view['published_at']}: {view['counts']['labelled']:,} labels of {view['generation']}, plan {view['plan']}"
         ] if view else [],
@@ -76,6 +78,6 @@ def _words(state: dict[str, Any]) -> dict[str, list[str]]:
 def _model(model: dict[str, Any], chosen: str | None) -> str:
     e = model["evaluation"]
     judged = (
-        f"top-1 {e['top1']:.1%} on {e['num_images']:,} images of {e['dataset']} {e['split']}" if e else "not evaluated"
+        f"top-1 {e['top1']:.1%} on {counted(e['num_images'])} of {e['dataset']} {e['split']}" if e else "not evaluated"
     )
     return f"{model['version']}{' (production)' if model['version'] == chosen else ''}: {judged}"

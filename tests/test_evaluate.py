@@ -199,4 +199,4 @@ def test_unknown_labels_and_bad_images_are_said(night, workers, capsys):
     assert (written(night, version)["num_images"], written(night, version)["quarantined"]) == (1, 1)
     said = capsys.readouterr().err
     assert "1 image of the split cannot be read" in said
-    assert "1 images have labels that the model does not know" in said
+    assert "1 image of the split not judged: the model does not know the label" in said

@@ -202,7 +202,7 @@ def test_images_that_share_an_id_are_published_once_and_the_other_is_quarantined
     night.write("b.parquet", [3, 4])
     ended = nightshift(night.config(), "label")
     assert ended.code == 0
-    assert "1 rows repeat an image id" in ended.said
+    assert "1 row whose image id is taken" in ended.said
     assert [row[0] for row in published(night.store, "data")] == [1, 2, 3, 4]
     view = read_view(night.store, "data")
     assert view.document["counts"] == {"images_in": 5, "labelled": 4, "quarantined": 1}
@@ -253,7 +253,7 @@ def test_a_shard_that_always_fails_is_listed_and_the_rest_is_published(
     failure = ended.record["failures"][0]
     assert (failure["error"], failure["attempts"]) == ("TransientError: 503 slow down", 2)
     assert f"shard {failure['shard']} failed 2 time(s): TransientError: 503 slow down" in ended.said
-    assert "1 shards failed; the same command tries them again" in ended.record["outcome"]
+    assert "1 shard failed; the same command tries them again" in ended.record["outcome"]
     assert len(published(night.store, "data")) == 20
     mended = nightshift(config, "label")
     assert mended.code == 0

@@ -11,7 +11,7 @@ def test_a_plan_says_what_is_there_and_leaves_a_record(night, nightshift, local_
     ended = nightshift(night.config(input={"shard_images": 10}), "plan", "--run-id", "first")
     assert ended.code == 0
     assert "25 images in 3 shards, snapshot 1 of data" in ended.said
-    assert "1 other files are ignored" in ended.said
+    assert "ignored: 1 other file" in ended.said
     assert (ended.record["command"], ended.record["images_in"], ended.record["failed_files"]) == ("plan", 0, [])
     assert [(stage["name"], stage["images"]) for stage in ended.record["stages"]] == [("plan", 25)]
     assert json.loads(night.store.read("runs/first/run.json")) == ended.record
@@ -23,7 +23,7 @@ def test_a_second_plan_is_unchanged_and_needs_no_session(night, nightshift, loca
     local_ray.sessions = 0
     ended = nightshift(night.config(), "plan")
     assert ended.code == 0
-    assert "25 images in 1 shards, unchanged since snapshot 1 of data" in ended.said
+    assert "25 images in 1 shard, unchanged since snapshot 1 of data" in ended.said
     assert local_ray.sessions == 0
 
 

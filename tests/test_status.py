@@ -60,7 +60,7 @@ def test_full_store_is_told_to_people(night, capsys):
     config, version, other = fill(night)
     show(config, False)
     said = capsys.readouterr().out
-    assert "plan 1: 5 images in 2 shards, 1 other files ignored, 0 files cannot be read" in said
+    assert "plan 1: 5 images in 2 shards; ignored: 1 other file; cannot be read: 0 files" in said
     assert f"{version} (production): top-1 87.5% on 1,200 images of data test" in said
     assert f"{other}: not evaluated" in said
     assert ": 2 committed shards" in said
