@@ -249,9 +249,9 @@ def _line(error: Exception) -> str:
 
 def _groups(metadata: Any, segment: Segment) -> list[int]:
     """Return the row groups that hold exactly the segment's rows."""
-    groups, first, end = [], 0, segment.first_row + segment.num_rows
+    groups, first = [], 0
     for index in range(metadata.num_row_groups):
-        if segment.first_row <= first < end:
+        if segment.first_row <= first < segment.end_row:
             groups.append(index)
         first += metadata.row_group(index).num_rows
     if first != segment.file_rows:

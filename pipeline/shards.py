@@ -40,6 +40,11 @@ class Segment:
         """Identity of the file version that it lies in."""
         return self.path, self.size_bytes, self.version
 
+    @property
+    def end_row(self) -> int:
+        """The first row of the file that comes after it."""
+        return self.first_row + self.num_rows
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -91,7 +96,7 @@ def update_shards(history: Iterable[Shard], files: set[tuple[str, int, str]]) ->
         if shard.live and not any(_overlaps(taken[segment.file], segment) for segment in shard.live):
             kept.append(shard)
             for segment in shard.live:
-                insort(taken[segment.file], (segment.first_row, segment.first_row + segment.num_rows))
+                insort(taken[segment.file], (segment.first_row, segment.end_row))
     return kept
 
 
@@ -99,9 +104,9 @@ def unplanned_rows(segments: Iterable[Segment], shards: Iterable[Shard]) -> Iter
     """Yield the parts of segments whose rows no shard holds, also where the file was cut in other places before."""
     taken: dict[tuple[str, int, str], list[tuple[int, int]]] = defaultdict(list)
     for held in (segment for shard in shards for segment in shard.live):
-        insort(taken[held.file], (held.first_row, held.first_row + held.num_rows))
+        insort(taken[held.file], (held.first_row, held.end_row))
     for segment in segments:
-        first, end = segment.first_row, segment.first_row + segment.num_rows
+        first, end = segment.first_row, segment.end_row
         for begin, after in [*taken.get(segment.file, ()), (end, end)]:
             if first < min(begin, end):
                 yield replace(segment, first_row=first, num_rows=min(begin, end) - first)
@@ -110,7 +115,7 @@ def unplanned_rows(segments: Iterable[Segment], shards: Iterable[Shard]) -> Iter
 
 def _overlaps(taken: list[tuple[int, int]], segment: Segment) -> bool:
     """Say whether a segment has a row in one of the disjoint, sorted intervals [first, end) of its file."""
-    index = bisect_left(taken, (segment.first_row + segment.num_rows,))
+    index = bisect_left(taken, (segment.end_row,))
     return index > 0 and taken[index - 1][1] > segment.first_row
 
 
