@@ -25,7 +25,7 @@ def over_shards(
     if not shards:
         return
     gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(available("GPU") > 0)
-    with ActorPool(factory, len(shards), settings.workers, settings.cpus_per_worker, gpus) as pool:
+    with ActorPool(factory, len(shards), settings.max_workers, settings.cpus_per_worker, gpus) as pool:
         yield from dispatch(pool, shards, settings.attempts)
 
 

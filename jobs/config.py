@@ -17,6 +17,7 @@ from pipeline.settings import (
     InputSettings,
     LabelSettings,
     ModelSettings,
+    OutputSettings,
     Section,
     SplitSettings,
     StorageSettings,
@@ -38,6 +39,7 @@ class Config(Section):
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
     label: LabelSettings = LabelSettings()
+    output: OutputSettings = OutputSettings()
     cluster: ClusterSettings = ClusterSettings()
     seed: int = 0
 

@@ -1,5 +1,6 @@
 """The sections of a config document. Frozen; a key that is not known is an error; each function gets only its section."""
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -21,6 +22,7 @@ class StorageSettings(Section):
     requester_pays: bool = False
     timeout_s: float = Field(60, gt=0, description="one request, connection included")
     max_retries: int = Field(8, ge=0, description="per request: 5xx, throttling, resets")
+    max_connections: int = Field(32, gt=0, description="requests that one process has open at a time")
 
     @field_validator("endpoint")
     @classmethod
@@ -28,6 +30,11 @@ class StorageSettings(Section):
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("expected http://host:port or https://host")
         return value
+
+
+Operator = Literal["=", "==", "!=", "<", "<=", ">", ">=", "in", "not in"]
+Scalar = str | int | float | bool | date
+Predicate = tuple[str, Operator, Scalar | tuple[Scalar, ...]]
 
 
 class InputSettings(Section):
@@ -43,6 +50,8 @@ class InputSettings(Section):
     label_column: str | None = None
     split_column: str | None = None
     group_column: str | None = Field(None, description="rows of one group never part: same split")
+    filter: tuple[Predicate, ...] = Field((), description="[column, op, value]: rows or hive partitions to take")
+    max_vanished_fraction: float = Field(0.2, ge=0, le=1, description="more known images gone: the night is held")
     max_pixels: int = Field(100_000_000, gt=0, description="larger images are refused before decoding")
     shard_images: int = Field(256, gt=0, description="images per shard, the unit of work and of commit")
 
@@ -133,13 +142,32 @@ class LabelSettings(Section):
     """How labelling runs and what it writes."""
 
     top_k: int = Field(5, gt=0)
+    columns: tuple[str, ...] = Field((), description="columns and hive partitions of the input to copy to the labels")
+    relabel: Literal["all", "new"] = Field("all", description="what a new production model labels: all, or new images")
+    max_images: int | None = Field(None, gt=0, description="stop after about so many images: exit 5")
+    deadline: str | None = Field(None, description="take no new shard after a duration (5h, 90m) or at a time (06:00)")
     batch_size: int = Field(64, gt=0)
-    workers: int | None = Field(None, gt=0, description="labellers (default: one per CPU or GPU of the session)")
+    min_workers: int = Field(1, gt=0, description="labellers that must fit before the work starts")
+    max_workers: int | None = Field(None, gt=0, description="labellers (default: one per CPU or GPU of the session)")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0, description="default: one where the session has GPUs, else none")
     attempts: int = Field(3, gt=0, description="tries per shard before it is listed as failed")
+    stall_s: float = Field(300, gt=0, description="nothing done for so long: say which shards, and what they wait for")
+    buffer_mb: int = Field(256, gt=0, description="encoded and decoded images that one labeller holds at a time")
+    engine: Literal["auto", "torch", "openvino"] = Field("auto", description="auto: the fastest that agrees, measured")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    exact: bool = Field(False, description="the reference path only: Pillow, torch, fp32")
+    min_agreement: float = Field(0.95, ge=0, le=1, description="share of same top-1 labels that a fast path must reach")
+    max_difference: float = Field(0.02, gt=0, description="mean absolute difference of top-1 probabilities it may show")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="over it: exit 3, nothing published")
     require_new: bool = Field(False, description="exit 4 when there was nothing new to label")
+
+
+class OutputSettings(Section):
+    """How the current view is kept."""
+
+    table: Literal["files", "delta"] = Field("files", description="delta: also a Delta table at labels/<dataset>")
+    compact_below: int = Field(10_000, ge=0, description="rows; smaller files are joined when many have gathered")
 
 
 class ClusterSettings(Section):
@@ -148,3 +176,4 @@ class ClusterSettings(Section):
     address: str | None = Field(None, description="of a running Ray cluster (default: a one-node session here)")
     num_cpus: int | None = Field(None, gt=0, description="CPUs of the one-node session (default: all)")
     num_gpus: int | None = Field(None, ge=0)
+    price_per_hour: float | None = Field(None, ge=0, description="of the whole cluster, for the estimate of --dry-run")

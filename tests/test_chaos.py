@@ -132,7 +132,7 @@ class Scene:
         self._path = write_config(folder / "night.yaml", self.config)
 
     def start(self, run_id, workers=1):
-        job = Job(self._path, run_id, "--set", f"label.workers={workers}")
+        job = Job(self._path, run_id, "--set", f"label.max_workers={workers}")
         self.jobs.append(job)
         return job
 

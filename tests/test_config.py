@@ -53,7 +53,7 @@ def test_urls_and_absolute_paths_stay_as_they_are(config, url):
             MINIMAL + "model:\n  transforms:\n    crop: 3\n",
             ["model.transforms.crop: unknown key", "model.transforms.crop_px?"],
         ),
-        (MINIMAL + "label:\n  zzz: 3\n", ["label.zzz: unknown key", "known here: top_k, batch_size"]),
+        (MINIMAL + "label:\n  zzz: 3\n", ["label.zzz: unknown key", "known here: top_k, columns"]),
         (MINIMAL + "label:\n  top_k: many\n", ["label.top_k: ", "valid integer", "'many'"]),
         (MINIMAL + "label:\n  top_k: 0\n", ["label.top_k: ", "greater than 0", "(it is 0)"]),
         (MINIMAL + "label: 3\n", ["label: ", "LabelSettings"]),

@@ -55,7 +55,7 @@ def test_actors_are_as_many_and_as_large_as_the_settings_say(planned, local_ray,
             raise ModelError("enough")
 
     monkeypatch.setattr("cluster.labeller.ActorPool", Pool)
-    settings = LabelSettings(workers=3, cpus_per_worker=2, gpus_per_worker=0.5)
+    settings = LabelSettings(max_workers=3, cpus_per_worker=2, gpus_per_worker=0.5)
     with pytest.raises(ModelError, match="enough"):
         list(over_shards(plan.shards, len, settings))
     assert asked == [(len, 3, 3, 2, 0.5)]

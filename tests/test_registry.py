@@ -106,6 +106,6 @@ def test_how_the_work_is_done_is_not_in_the_generation():
     base = generation("photos", "flowers", "v1", InputSettings(url="x"), LabelSettings())
     same = generation(
         "photos", "flowers", "v1", InputSettings(url="elsewhere", shard_images=7, label_column="label"),
-        LabelSettings(batch_size=1, workers=4, attempts=9, max_bad_fraction=1),
+        LabelSettings(batch_size=1, max_workers=4, attempts=9, max_bad_fraction=1),
     )  # fmt: skip
     assert same == base
