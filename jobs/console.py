@@ -23,6 +23,7 @@ class Progress:
 
     def __init__(self, name: str, total: int | None, unit: str) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, 0
+        self.remark = ""  # shown behind the rate
         self.started = self._said = monotonic()
 
     def advance(self, count: int) -> None:
@@ -31,10 +32,13 @@ class Progress:
         if monotonic() - self._said >= LINE_EVERY_S:
             self._said = monotonic()
             say(
-                f"{self.name}: {self._position()}, {self.pace}"
+                f"{self.name}: {self._position()}, {self._remarked()}"
                 if self.done
                 else f"{self.name}: the workers are starting"
             )
+
+    def _remarked(self) -> str:
+        return f"{self.pace}, {self.remark}" if self.remark else self.pace
 
     def _position(self) -> str:
         if self.total is None:
@@ -75,7 +79,7 @@ class _Bar(Progress):
     def advance(self, count: int) -> None:
         self.done += count
         if self.done:
-            self.rich.update(self._task, advance=count, rate=self.pace)
+            self.rich.update(self._task, advance=count, rate=self._remarked())
 
 
 @contextmanager

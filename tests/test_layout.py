@@ -60,6 +60,7 @@ JOBS = [
     "config",
     "console",
     "runs",
+    "tally",
     "plan",
     "train",
     "evaluate",
