@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.deadlines import parse_deadline
+
 
 class Section(BaseModel):
     """A part of the config: immutable, and closed to unknown keys."""
@@ -144,7 +146,7 @@ class LabelSettings(Section):
     top_k: int = Field(5, gt=0)
     columns: tuple[str, ...] = Field((), description="columns and hive partitions of the input to copy to the labels")
     relabel: Literal["all", "new"] = Field("all", description="what a new production model labels: all, or new images")
-    max_images: int | None = Field(None, gt=0, description="stop after about so many images: exit 5")
+    max_images: int | None = Field(None, gt=0, description="label whole shards until there are so many images: exit 5")
     deadline: str | None = Field(None, description="take no new shard after a duration (5h, 90m) or at a time (06:00)")
     batch_size: int = Field(64, gt=0)
     min_workers: int = Field(1, gt=0, description="labellers that must fit before the work starts")
@@ -161,6 +163,13 @@ class LabelSettings(Section):
     max_difference: float = Field(0.02, gt=0, description="mean absolute difference of top-1 probabilities it may show")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="over it: exit 3, nothing published")
     require_new: bool = Field(False, description="exit 4 when there was nothing new to label")
+
+    @field_validator("deadline")
+    @classmethod
+    def _deadline_is_a_duration_or_a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_deadline(value)
+        return value
 
 
 class OutputSettings(Section):
