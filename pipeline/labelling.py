@@ -1,7 +1,7 @@
 """Labelling one shard: read, decode, predict, write, commit. A plain function; who calls it where is not its business.
 
-The order is the protocol: predictions and quarantine under their fixed names, then the ledger entry. A retry, a zombie
-or a second run repeats work and corrupts nothing.
+The order is the protocol: predictions and quarantine under the names that are the run's own, then the ledger entry,
+which names them. A retry, a zombie or a second run repeats work and corrupts nothing.
 """
 
 from collections import Counter, defaultdict
@@ -120,9 +120,10 @@ def _commit(
 ) -> LedgerEntry:  # fmt: skip
     started, id_type = perf_counter(), reader.id_type(shard)
     segments = _count_segments(shard, labelled, rejected)
-    labels = write_table(store, task.generation.labels(shard.id), table_of(labelled, prediction_schema(id_type)))
+    asked, run_id = task.generation, task.run_id
+    labels = write_table(store, asked.labels(shard.id, run_id), table_of(labelled, prediction_schema(id_type)))
     quarantine = (
-        write_table(store, task.generation.quarantine(shard.id), table_of(rejected, quarantine_schema(id_type)))
+        write_table(store, asked.quarantine(shard.id, run_id), table_of(rejected, quarantine_schema(id_type)))
         if rejected
         else None
     )

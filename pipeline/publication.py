@@ -4,7 +4,7 @@ A file with stale rows (their input vanished) or with a second row of an image i
 labels are copied, never computed again.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,17 @@ from pipeline.storage import Storage
 from pipeline.tables import Written, read_table, write_table
 
 READS_AT_ONCE = 8
+
+Part = tuple[Generation, Mapping[str, LedgerEntry]]
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A shard with the generation and the entry that the view takes its labels from."""
+
+    shard: Shard
+    generation: Generation
+    entry: LedgerEntry
 
 
 @dataclass(frozen=True)
@@ -47,7 +58,10 @@ class View:
     @property
     def shard_ids(self) -> set[str]:
         """Shards that were published with it, those without a single label as well."""
-        return {file["shard_id"] for file in self.document["files"]} | set(self.document["shards_without_labels"])
+        files = self.document["files"]
+        return {shard_id for file in files for shard_id in file["shard_ids"]} | set(
+            self.document["shards_without_labels"]
+        )
 
 
 def read_view(storage: Storage, dataset: str) -> View | None:
@@ -56,15 +70,15 @@ def read_view(storage: Storage, dataset: str) -> View | None:
     return View(*found) if found else None
 
 
-def publish(
-    storage: Storage, generation: Generation, plan: Plan, ledger: Mapping[str, LedgerEntry], about: Document
-) -> tuple[View, bool]:
+def publish(storage: Storage, parts: Sequence[Part], plan: Plan, about: Document) -> tuple[View, bool]:
     """Make the live rows of the plan's committed shards the current view.
 
     Parameters
     ----------
+    parts : Sequence[Part]
+        Generations with their entries by shard id, the newest first: a shard is taken from the first part that has it.
     about : Document
-        What else the view's document says: model, version, run id, time.
+        What else the view's document says: model (of the first part), run id, time.
 
     Returns
     -------
@@ -72,17 +86,28 @@ def publish(
         The current view, and whether it is a new one: an identical list is not published twice, and a view of a
         newer plan is never replaced by one of an older plan.
     """
-    content = _content(plan, ledger, generation)
+    chosen = choose(parts, plan)
+    content = _content(chosen, parts)
     while True:
         current = read_view(storage, plan.dataset)
         if current and (current.document["plan"] > plan.n or _says(storage, current, content)):
             return current, False
-        document = {**about, **_build(storage, generation, plan, ledger), "content": content}
+        document = {**about, **_build(storage, parts[0][0], plan, chosen), "content": content}
         try:
             number = advance(storage, layout.published(plan.dataset), document, current.n if current else 0)
         except AlreadyExistsError:
             continue  # another run published meanwhile: look at what it wrote
         return View(number, {**document, "n": number}), True
+
+
+def choose(parts: Sequence[Part], plan: Plan) -> list[Chosen]:
+    """Return the plan's committed shards in its order, each with the entry of the first part that has it."""
+    found = []
+    for shard in plan.shards:
+        generation, ledger = next((part for part in parts if shard.id in part[1]), (None, {}))
+        if generation is not None:
+            found.append(Chosen(shard, generation, ledger[shard.id]))
+    return found
 
 
 def _says(storage: Storage, view: View, content: str) -> bool:
@@ -95,40 +120,44 @@ def _says(storage: Storage, view: View, content: str) -> bool:
         return False
 
 
-def _content(plan: Plan, ledger: Mapping[str, LedgerEntry], generation: Generation) -> str:
+def _content(chosen: Sequence[Chosen], parts: Sequence[Part]) -> str:
     rows = [
-        [shard.id, ledger[shard.id].labels.sha256, sorted(shard.tombstoned)]
-        for shard in plan.shards
-        if shard.id in ledger
+        [c.generation.name, c.shard.id, c.entry.labels.path, c.entry.labels.sha256, sorted(c.shard.tombstoned)]
+        for c in chosen
     ]
-    return digest([generation.name, sorted(rows)])
+    return digest([parts[0][0].name, sorted(rows)])
 
 
-def _build(storage: Storage, generation: Generation, plan: Plan, ledger: Mapping[str, LedgerEntry]) -> Document:
-    shards = [shard for shard in plan.shards if shard.id in ledger]
-    entries = [ledger[shard.id] for shard in shards]
+def _build(storage: Storage, newest: Generation, plan: Plan, chosen: Sequence[Chosen]) -> Document:
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         columns = ("image_id", "uri", "segment")
-        tables = list(pool.map(lambda entry: read_table(storage, entry.labels.path, columns), entries))
-    stale = [_stale(table, shard) for table, shard in zip(tables, shards, strict=True)]
+        tables = list(pool.map(lambda c: read_table(storage, c.entry.labels.path, columns), chosen))
+    stale = [_stale(table, c.shard) for table, c in zip(tables, chosen, strict=True)]
     repeated, rejected = _duplicates(tables, stale)
     files, bad = [], []
-    for shard, entry, gone, again in zip(shards, entries, stale, repeated, strict=True):
-        written = _trim(storage, entry.labels, gone | again, generation.trimmed, shard)
-        files.append({"shard_id": shard.id, **written.to_json()})
-        bad += _live_quarantine(storage, generation, shard, entry)
-    counts = sum((entry.live_counts(shard) for entry, shard in zip(entries, shards, strict=True)), Counts())
+    for c, gone, again in zip(chosen, stale, repeated, strict=True):
+        written = _trim(storage, c.entry.labels, gone | again, c, "labels")
+        files.append(
+            {
+                "shard_ids": [c.shard.id],
+                "generation": c.generation.name,
+                "model": c.generation.model,
+                **written.to_json(),
+            }
+        )
+        bad += _live_quarantine(storage, c)
+    counts = sum((c.entry.live_counts(c.shard) for c in chosen), Counts())
     counts += Counts(0, -len(rejected), len(rejected))
     counts.check(f"data set {plan.dataset}, plan {plan.n}")
     return {
         "dataset": plan.dataset,
-        "generation": generation.name,
-        "fingerprint": generation.fingerprint,
+        "generation": newest.name,
+        "fingerprint": newest.fingerprint,
         "plan": plan.n,
         "counts": {"images_in": counts.images_in, "labelled": counts.labelled, "quarantined": counts.quarantined},
         "files": [file for file in files if file["rows"]],
-        "shards_without_labels": [file["shard_id"] for file in files if not file["rows"]],
-        "quarantine_files": bad + _quarantine(storage, generation, rejected, tables),
+        "shards_without_labels": [shard_id for file in files if not file["rows"] for shard_id in file["shard_ids"]],
+        "quarantine_files": bad + _quarantine(storage, newest, rejected, tables),
         "duplicates": len(rejected),
     }
 
@@ -181,21 +210,23 @@ def _duplicates(tables: Sequence[pa.Table], dropped: Sequence[set[int]]) -> tupl
     return repeated, rejected
 
 
-def _trim(storage: Storage, file: Written, drop: set[int], place: Callable[[str], str], shard: Shard) -> Written:
+def _trim(storage: Storage, file: Written, drop: set[int], chosen: Chosen, kind: str) -> Written:
     """Return a shard's file, or a copy without some rows under a name made of what is left out."""
     if not drop:
         return file
     table = read_table(storage, file.path)
     kept = table.take(pa.array([i for i in range(table.num_rows) if i not in drop], pa.int64()))  # typed: may be empty
-    return write_table(storage, place(f"{shard.id}-{digest([file.sha256, sorted(drop)])}"), kept)
+    name = f"{chosen.shard.id}-{digest([file.sha256, sorted(drop)])}"
+    return write_table(storage, chosen.generation.copy(kind, "trimmed", name), kept)
 
 
-def _live_quarantine(storage: Storage, generation: Generation, shard: Shard, entry: LedgerEntry) -> list[str]:
+def _live_quarantine(storage: Storage, chosen: Chosen) -> list[str]:
     """Return the file of the shard's rejected live rows, an empty list when there are none."""
-    if not entry.quarantine:
+    shard, bad = chosen.shard, chosen.entry.quarantine
+    if not bad:
         return []
-    gone = _stale(read_table(storage, entry.quarantine.path, ("segment",)), shard) if shard.tombstoned else set()
-    file = _trim(storage, entry.quarantine, gone, lambda name: generation.quarantine(f"trimmed/{name}"), shard)
+    gone = _stale(read_table(storage, bad.path, ("segment",)), shard) if shard.tombstoned else set()
+    file = _trim(storage, bad, gone, chosen, "quarantine")
     return [file.path] if file.rows else []
 
 
@@ -206,7 +237,7 @@ def _quarantine(
     if not rejected:
         return []
     names = [{**row, "image_id": str(row["image_id"])} for row in rejected]
-    path = generation.quarantine(f"duplicates-{digest(names)}")
+    path = generation.copy("quarantine", "duplicates", digest(names))
     types = {table["image_id"].type for table in tables}
     one_type = len(types) == 1
     schema = quarantine_schema(types.pop() if one_type else pa.string())

@@ -211,19 +211,19 @@ class Night:
         promote_first(self.store, "tiny", version, "2026-11-24T01:00:00+00:00")
         return version
 
-    def task(self, config: Any, version: str) -> Any:
+    def task(self, config: Any, version: str, run_id: str = "night-1") -> Any:
         """Return what a labeller must know."""
         from pipeline.registry import generation
         from pipeline.tasks import LabelTask
 
         asked = generation(config.dataset, "tiny", version, config.input, config.label)
-        return LabelTask(config.store, config.storage, config.input, config.label, asked, version, "night-1", 2)
+        return LabelTask(config.store, config.storage, config.input, config.label, asked, version, run_id, 2)
 
-    def label(self, config: Any, plan: Any, version: str) -> dict[str, Any]:
+    def label(self, config: Any, plan: Any, version: str, run_id: str = "night-1") -> dict[str, Any]:
         """Label and commit all shards of a plan; return their ledger."""
         from pipeline.labelling import Labeller
 
-        labeller = Labeller(self.task(config, version))
+        labeller = Labeller(self.task(config, version, run_id))
         return {shard.id: labeller(shard) for shard in plan.shards}
 
     def publish(self, config: Any, plan: Any, version: str, ledger: dict[str, Any]) -> Any:
@@ -231,7 +231,7 @@ class Night:
         from pipeline.publication import publish
 
         about = {"model": f"tiny@{version}", "run_id": "night-1", "published_at": "2026-11-24T03:00:00+00:00"}
-        return publish(self.store, self.task(config, version).generation, plan, ledger, about)
+        return publish(self.store, [(self.task(config, version).generation, ledger)], plan, about)
 
     def whole(self, config: Any, version: str) -> Any:
         """Plan, label and publish what the input holds; return the view."""
