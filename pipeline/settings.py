@@ -68,6 +68,15 @@ class InputSettings(Section):
         """Return the input as labelling needs it: without the columns that only training and evaluation read."""
         return self.model_copy(update={"label_column": None, "split_column": None, "group_column": None})
 
+    @field_validator("filter")
+    @classmethod
+    def _lists_go_with_in(cls, value: tuple[Predicate, ...]) -> tuple[Predicate, ...]:
+        for column, operator, operand in value:
+            if (operator in ("in", "not in")) != isinstance(operand, tuple) or operand == ():
+                expected = "a list of values, not empty" if operator in ("in", "not in") else "one value"
+                raise ValueError(f"[{column}, {operator!r}, {operand!r}]: {operator} takes {expected}")
+        return value
+
     @model_validator(mode="after")
     def _one_image_source(self) -> "InputSettings":
         if self.image_column and self.uri_column:
