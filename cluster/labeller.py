@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 from cluster.dispatch import Failure, dispatch
@@ -13,20 +14,25 @@ from pipeline.shards import Shard
 from pipeline.tasks import EvaluateTask, ExamplesTask, LabelTask
 
 
-def label(shards: Sequence[Shard], task: LabelTask) -> Iterator[tuple[Shard, LedgerEntry | Failure]]:
-    """Label and commit shards; yield each with its ledger entry, or with why it was given up."""
-    return over_shards(shards, partial(open_labeller, task), task.label)
+def label(
+    shards: Sequence[Shard], task: LabelTask, stop: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[Shard, LedgerEntry | Failure]]:
+    """Label and commit shards; yield each with its ledger entry, or with why it was given up.
+
+    Once `stop` says so no new shard starts; what is in flight ends.
+    """
+    return over_shards(shards, partial(open_labeller, task), task.label, stop)
 
 
 def over_shards(
-    shards: Sequence[Shard], factory: Factory, settings: LabelSettings
+    shards: Sequence[Shard], factory: Factory, settings: LabelSettings, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[Shard, Any | Failure]]:
     """Run the function that `factory` makes, once per actor, over shards."""
     if not shards:
         return
     gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(available("GPU") > 0)
     with ActorPool(factory, len(shards), settings.max_workers, settings.cpus_per_worker, gpus) as pool:
-        yield from dispatch(pool, shards, settings.attempts)
+        yield from dispatch(pool, takewhile(lambda _: not stop(), shards), settings.attempts)
 
 
 def open_labeller(task: LabelTask) -> Callable[[Shard], LedgerEntry]:

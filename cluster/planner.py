@@ -17,12 +17,13 @@ from pipeline.storage import Entry, Storage
 FILES_PER_TASK = 64
 ATTEMPTS = 3
 
+Save = Callable[[Storage, Plan, str], None]
 Scanned = list[tuple[Entry, list[Segment] | str]]
 
 
 def plan(
     store: Storage, settings: InputSettings, storage: StorageSettings, now: str,
-    connect: Callable[[], None], advanced: Callable[[int], None],
+    connect: Callable[[], None], advanced: Callable[[int], None], save: Save = write_plan,
 ) -> tuple[Plan, bool]:  # fmt: skip
     """Bring the data set's plan up to date with its input.
 
@@ -34,6 +35,8 @@ def plan(
         Starts or joins the session; called only when there are footers to read.
     advanced : Callable[[int], None]
         Told how many files were looked at, as it goes.
+    save : Callable[[Storage, Plan, str], None]
+        Writes a new snapshot, with its time; a dry run gives one that does not.
 
     Returns
     -------
@@ -49,14 +52,14 @@ def plan(
     while True:
         previous = read_plan(store, dataset)
         try:
-            return _update(store, settings, storage, previous, listing, now, connect, advanced)
+            return _update(store, settings, storage, previous, listing, now, connect, advanced, save)
         except AlreadyExistsError:
             continue  # another planner completed this number: build on what it wrote
 
 
 def _update(
     store: Storage, settings: InputSettings, storage: StorageSettings, previous: Plan | None, listing: Listing,
-    now: str, connect: Callable[[], None], advanced: Callable[[int], None],
+    now: str, connect: Callable[[], None], advanced: Callable[[int], None], save: Save,
 ) -> tuple[Plan, bool]:  # fmt: skip
     dataset = dataset_name(settings)
     _check_place(settings, previous)
@@ -75,7 +78,7 @@ def _update(
     result = Plan(dataset, n, tuple(kept + new), tuple(failed), listing.ignored, details)
     if previous and (previous.shards, previous.failed_files) == (result.shards, result.failed_files):
         return previous, False
-    write_plan(store, result, now)
+    save(store, result, now)
     return result, True
 
 

@@ -1,6 +1,7 @@
 """`nightshift label`: label what the newest plan holds and nothing has labelled yet, check the books, publish the view."""
 
 import math
+from collections.abc import Sequence
 
 from jobs.console import say, stage
 from jobs.limits import Limits
@@ -15,6 +16,7 @@ from pipeline.ledger import LedgerEntry
 from pipeline.plans import Plan
 from pipeline.publication import read_view
 from pipeline.registry import generation, resolve
+from pipeline.selection import selected
 from pipeline.shards import Shard
 from pipeline.tasks import LabelTask
 
@@ -52,7 +54,7 @@ def covered(run: Run, plan: Plan, version: str) -> Coverage:
 def open_shards(run: Run, plan: Plan, coverage: Coverage) -> list[Shard]:
     """Return the shards that this run is asked to label and that nothing has labelled."""
     done = coverage.entries
-    return [shard for shard in plan.shards if shard.id not in done]
+    return [shard for shard in selected(plan.shards, run.config.input) if shard.id not in done]
 
 
 def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits: Limits) -> Coverage:
@@ -75,7 +77,7 @@ def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits
 
 
 def _label_shards(
-    run: Run, shards: list[Shard], asked: Generation, version: str, limits: Limits
+    run: Run, shards: Sequence[Shard], asked: Generation, version: str, limits: Limits
 ) -> dict[str, LedgerEntry]:
     from cluster.dispatch import Failure
     from cluster.labeller import label

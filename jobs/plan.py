@@ -1,8 +1,13 @@
 """`nightshift plan`: look at the input and bring its shards up to date."""
 
+from collections.abc import Callable
+
 from jobs.console import counted, say, stage
 from jobs.runs import HELD, Run, utc_now
-from pipeline.plans import Plan, read_plan
+from pipeline.plans import Plan, read_plan, write_plan
+from pipeline.storage import Storage
+
+Save = Callable[[Storage, Plan, str], None]
 
 
 def work(run: Run) -> None:
@@ -12,13 +17,15 @@ def work(run: Run) -> None:
     say(f"{counted(plan.num_images)} in {counted(len(plan.shards), 'shard')}, {known} {plan.n} of {plan.dataset}")
 
 
-def make_plan(run: Run) -> tuple[Plan, bool]:
-    """Plan. Files that cannot be read are listed and make the run end with 3."""
+def make_plan(run: Run, save: Save = write_plan) -> tuple[Plan, bool]:
+    """Plan, and let `save` keep a new snapshot. Files that cannot be read are listed and make the run end with 3."""
     from cluster.planner import plan as plan_input
 
     config = run.config
     with stage("plan", None, "files") as progress:
-        plan, new = plan_input(run.store, config.input, config.storage, utc_now(), run.start_cluster, progress.advance)
+        plan, new = plan_input(
+            run.store, config.input, config.storage, utc_now(), run.start_cluster, progress.advance, save=save
+        )
     run.stage("plan", progress.seconds, plan.num_images)
     if plan.ignored_files:
         say(f"ignored: {counted(plan.ignored_files, 'other file')}")
@@ -30,9 +37,9 @@ def make_plan(run: Run) -> tuple[Plan, bool]:
     return plan, new
 
 
-def present_plan(run: Run) -> Plan:
+def present_plan(run: Run, save: Save = write_plan) -> Plan:
     """Return the newest plan, made now if there is none."""
-    plan = read_plan(run.store, run.config.dataset) or make_plan(run)[0]
+    plan = read_plan(run.store, run.config.dataset) or make_plan(run, save)[0]
     note_failed_files(run, plan)
     return plan
 

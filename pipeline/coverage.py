@@ -9,11 +9,9 @@ from dataclasses import dataclass, replace
 
 from pipeline.layout import Generation
 from pipeline.ledger import LedgerEntry, mismatched, read_ledger
-from pipeline.publication import View
+from pipeline.publication import Part, View
 from pipeline.shards import Shard
 from pipeline.storage import Storage
-
-Part = tuple[Generation, Mapping[str, LedgerEntry]]
 
 
 @dataclass(frozen=True)
@@ -85,8 +83,7 @@ def publishers(view: View) -> dict[str, Generation]:
     own = view.document["generation"]
     found = dict.fromkeys(view.document["shards_without_labels"], _generation(view, own))
     for file in view.document["files"]:
-        generation = _generation(view, file.get("generation", own))
-        found |= dict.fromkeys(file.get("shard_ids") or [file["shard_id"]], generation)
+        found |= dict.fromkeys(file["shard_ids"], _generation(view, file["generation"]))
     return found
 
 

@@ -63,7 +63,7 @@ def test_a_night_that_failed_keeps_its_exit_code(night, nightshift, local_ray, m
         raise StorageError("the store is full")
 
     night.write("a.parquet", range(10))
-    monkeypatch.setattr("jobs.label.publish", fails)
+    monkeypatch.setattr("jobs.settle.publish", fails)
     ended = nightshift(night.config(), "nightly")
     assert ended.code == 1
     assert "the store is full" in ended.said
