@@ -46,7 +46,7 @@ def test_under_new_published_images_keep_their_labels_and_what_is_new_gets_the_n
     assert (ended.code, counts(ended.record)) == (0, (6, 6, 20, 0, 0))
     assert models(night) == {n: model if n < 20 else other for n in range(26)}
     assert "the view also lists labels of tiny@" in ended.said
-    assert [generation.name for generation in generations(read_view(night.store, "data"))][0] == (
+    assert next(generation.name for generation in generations(read_view(night.store, "data"))) == (
         f"tiny@{ended.record['fingerprint']}"
     )
     again = nightshift(config, "nightly", *NEW)
@@ -188,5 +188,5 @@ def test_a_shard_that_two_generations_have_belongs_to_the_one_that_is_published(
     assert coverage.entries == theirs
     everything = read_coverage(night.store, asked, plan.shards, read_view(night.store, "data"), "all")
     assert everything.parts == [(asked, mine)]
-    gone = list(theirs)[0]
+    gone = next(iter(theirs))
     assert set(coverage.without([gone]).extended({gone: mine[gone]}).entries) == set(theirs)
