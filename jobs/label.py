@@ -96,7 +96,7 @@ def _settle(
     if reason:
         run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
     else:
-        view, new = publish(run.store, [(asked, ledger)], plan, _about(run))
+        view, new = publish(run.store, [(asked, ledger)], plan, _about(run), run.config.output)
         run.note(view=view.n, duplicates=view.document["duplicates"])
         _announce(run, view, new, done)
         if view.document["plan"] > plan.n:
