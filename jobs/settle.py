@@ -37,7 +37,7 @@ def settle(
             say(f"not published: {reason}")
         run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
     else:
-        view, changed = publish(run.store, coverage.parts, plan, _about(run))
+        view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
         run.note(view=view.n, duplicates=view.document["duplicates"])
         _announce(run, view, changed, new)
         if view.document["plan"] > plan.n:

@@ -58,12 +58,12 @@ def read_coverage(
     ledger = read_ledger(storage, asked, shards)
     if relabel == "all" or view is None:
         return Coverage(asked, ledger)
+    names = view.generations
     others = [generation for generation in generations(view) if generation != asked]
     ledgers = {asked: ledger} | {generation: read_ledger(storage, generation, shards) for generation in others}
     chosen: dict[Generation, dict[str, LedgerEntry]] = {generation: {} for generation in ledgers}
-    published = publishers(view)
     for shard in shards:
-        first = [published[shard.id]] if shard.id in published else []
+        first = [_generation(view, names[shard.id])] if shard.id in names else []
         for generation in [*first, *ledgers]:
             if shard.id in ledgers.get(generation, ()):
                 chosen[generation][shard.id] = ledgers[generation][shard.id]
@@ -73,18 +73,8 @@ def read_coverage(
 
 
 def generations(view: View) -> list[Generation]:
-    """Return the generations whose files a view lists, its own first."""
-    found = dict.fromkeys([_generation(view, view.document["generation"]), *publishers(view).values()])
-    return list(found)
-
-
-def publishers(view: View) -> dict[str, Generation]:
-    """Return by shard the generation whose labels a view lists."""
-    own = view.document["generation"]
-    found = dict.fromkeys(view.document["shards_without_labels"], _generation(view, own))
-    for file in view.document["files"]:
-        found |= dict.fromkeys(file["shard_ids"], _generation(view, file["generation"]))
-    return found
+    """Return the generations whose labels a view lists, its own first."""
+    return [_generation(view, name) for name in dict.fromkeys([view.document["generation"], *view.generations.values()])]
 
 
 def _generation(view: View, name: str) -> Generation:

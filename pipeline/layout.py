@@ -59,6 +59,11 @@ def published(dataset: str) -> str:
     return f"published/{dataset}"
 
 
+def identities(dataset: str) -> str:
+    """Folder of a data set's digests of image ids: a cache."""
+    return f"cache/identities/{dataset}"
+
+
 def features(dataset: str, fingerprint: str, shard_id: str) -> str:
     """Path of a shard's examples: labels, splits and, for a backbone, its features."""
     return f"features/{dataset}/{fingerprint}/{shard_id}.parquet"

@@ -231,7 +231,7 @@ class Night:
         from pipeline.publication import publish
 
         about = {"model": f"tiny@{version}", "run_id": "night-1", "published_at": "2026-11-24T03:00:00+00:00"}
-        return publish(self.store, [(self.task(config, version).generation, ledger)], plan, about)
+        return publish(self.store, [(self.task(config, version).generation, ledger)], plan, about, config.output)
 
     def whole(self, config: Any, version: str) -> Any:
         """Plan, label and publish what the input holds; return the view."""

@@ -119,5 +119,6 @@ def test_the_paths_of_a_store_are_the_documented_ones():
         "labels/photos/flowers@0123/s-2659ef.parquet", "quarantine/photos/flowers@0123/s-2659ef.parquet",
         "ledger/photos/flowers@0123/s.json", "ledger/photos/flowers@0123",
         "labels/photos/flowers@0123/trimmed/s-1.parquet", "quarantine/photos/flowers@0123", "labels/photos",
-        "plans/photos", "published/photos", "features/photos/f/s.parquet", "trainings/k", "models/flowers/v", "models/flowers/production", "runs/r",
+        "plans/photos", "published/photos", "features/photos/f/s.parquet",
+        "trainings/k", "models/flowers/v", "models/flowers/production", "runs/r",
     ]  # fmt: skip
