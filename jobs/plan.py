@@ -1,8 +1,10 @@
 """`nightshift plan`: look at the input and bring its shards up to date."""
 
+from dataclasses import asdict
+
 from jobs.console import counted, say, stage
 from jobs.runs import HELD, Run, utc_now
-from pipeline.plans import Plan, read_plan
+from pipeline.plans import Changes, Plan, read_plan
 
 
 def work(run: Run) -> None:
@@ -18,14 +20,22 @@ def make_plan(run: Run) -> tuple[Plan, bool]:
 
     config = run.config
     with stage("plan", None, "files") as progress:
-        plan, new = plan_input(run.store, config.input, config.storage, utc_now(), run.start_cluster, progress.advance)
+        plan, new = plan_input(
+            run.store,
+            config.input,
+            config.storage,
+            utc_now(),
+            run.start_cluster,
+            progress.advance,
+            config.label.columns,
+        )
     run.stage("plan", progress.seconds, plan.num_images)
     if plan.ignored_files:
         say(f"ignored: {counted(plan.ignored_files, 'other file')}")
-    if new and plan.details.get("images_gone"):
-        say(
-            f"{counted(plan.details['images_gone'])} vanished or changed since snapshot {plan.n - 1}; their labels leave the view"
-        )
+    what = plan.details["changes"] if new else asdict(Changes(0, 0, 0))
+    run.note(changes=what)
+    if new and plan.n > 1:
+        say(f"new {what['new']:,}, changed {what['changed']:,}, deleted {counted(what['deleted'])}")
     note_failed_files(run, plan)
     return plan, new
 
