@@ -1,10 +1,11 @@
 """`nightshift plan`: look at the input and bring its shards up to date."""
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 from jobs.console import counted, say, stage
 from jobs.runs import HELD, Run, utc_now
-from pipeline.plans import Plan, read_plan, write_plan
+from pipeline.plans import Changes, Plan, read_plan, write_plan
 from pipeline.storage import Storage
 
 Save = Callable[[Storage, Plan, str], None]
@@ -24,15 +25,22 @@ def make_plan(run: Run, save: Save = write_plan) -> tuple[Plan, bool]:
     config = run.config
     with stage("plan", None, "files") as progress:
         plan, new = plan_input(
-            run.store, config.input, config.storage, utc_now(), run.start_cluster, progress.advance, save=save
+            run.store,
+            config.input,
+            config.storage,
+            utc_now(),
+            run.start_cluster,
+            progress.advance,
+            config.label.columns,
+            save,
         )
     run.stage("plan", progress.seconds, plan.num_images)
     if plan.ignored_files:
         say(f"ignored: {counted(plan.ignored_files, 'other file')}")
-    if new and plan.details.get("images_gone"):
-        say(
-            f"{counted(plan.details['images_gone'])} vanished or changed since snapshot {plan.n - 1}; their labels leave the view"
-        )
+    what = plan.details["changes"] if new else asdict(Changes(0, 0, 0))
+    run.note(changes=what)
+    if new and plan.n > 1:
+        say(f"new {what['new']:,}, changed {what['changed']:,}, deleted {counted(what['deleted'])}")
     note_failed_files(run, plan)
     return plan, new
 

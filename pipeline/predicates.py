@@ -6,7 +6,9 @@ text that spells neither does not match.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from functools import reduce
 from typing import Any
 
@@ -82,7 +84,7 @@ def _common(column: Any, value: Scalar) -> tuple[Any, Any]:
     if isinstance(value, bool) or pa.types.is_boolean(kind):
         return column, pa.scalar(value, pa.bool_())
     if _is_number(kind) and isinstance(value, int | float):
-        return column, _number(kind, value)
+        return _numbers(column, value)
     if pa.types.is_date(kind):
         return column.cast(pa.date32()), pa.scalar(_day(value), pa.date32())
     if pa.types.is_timestamp(kind):
@@ -107,13 +109,14 @@ def _where(column: Any, pattern: str, change: Callable[[Any], Any]) -> Any:
     return pc.if_else(pc.match_substring_regex(column, pattern), change(column), pa.scalar(None, pa.large_string()))
 
 
-def _number(kind: pa.DataType, value: float) -> Any:
+def _numbers(column: Any, value: float) -> tuple[Any, Any]:
+    kind = column.type
     if isinstance(value, int) and pa.types.is_integer(kind):
-        try:
-            return pa.scalar(value, kind)
-        except (pa.ArrowInvalid, OverflowError):  # outside of what the column can hold, as -1 for unsigned
-            return pa.scalar(float(value))
-    return pa.scalar(float(value)) if pa.types.is_floating(kind) else pa.scalar(value)
+        with suppress(pa.ArrowInvalid, OverflowError):  # outside of what the type can hold, as -1 of unsigned
+            return column, pa.scalar(value, kind)
+    if pa.types.is_decimal(kind) and isinstance(value, int):
+        return column, pa.scalar(Decimal(value))
+    return column.cast(pa.float64(), safe=False), pa.scalar(float(value))
 
 
 def _day(value: Scalar) -> date:
