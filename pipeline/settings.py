@@ -22,8 +22,10 @@ class StorageSettings(Section):
     profile: str | None = Field(None, description="AWS profile name (needs boto3 installed)")
     anonymous: bool = Field(False, description="do not sign requests: public buckets")
     requester_pays: bool = False
-    timeout_s: float = Field(60, gt=0, description="one request, connection included")
-    max_retries: int = Field(8, ge=0, description="per request: 5xx, throttling, resets")
+    timeout_s: float = Field(60, gt=0, description="one request, connection and body included")
+    # 16 retries last some 2.5 minutes when the store is away: longer than a failover takes.
+    max_retries: int = Field(16, ge=0, description="per operation: 5xx, throttling, timeouts, resets, bodies cut short")
+    retry_s: float = Field(300, gt=0, description="no operation is tried again after so long")
     max_connections: int = Field(32, gt=0, description="requests that one process has open at a time")
 
     @field_validator("endpoint")
