@@ -42,7 +42,7 @@ Scanned = list[tuple[Entry, list[Segment] | str]]
 def plan(
     store: Storage, settings: InputSettings, storage: StorageSettings, now: str,
     connect: Callable[[], None], advanced: Callable[[int], None], columns: Sequence[str] = (),
-    save: Save = write_plan,
+    save: Save | None = None,
 ) -> tuple[Plan, bool]:  # fmt: skip
     """Bring the data set's plan up to date with its input.
 
@@ -57,7 +57,7 @@ def plan(
     columns : Sequence[str]
         What labelling copies: columns that tables must have, or Hive partitions.
     save : Callable[[Storage, Plan, str], None]
-        Writes a new snapshot, with its time; a dry run gives one that does not.
+        Keeps a new snapshot, with its time (default: writes it); a dry run gives one that does not.
 
     Returns
     -------
@@ -80,7 +80,9 @@ def plan(
             listing = Listing(previous.details.get("format", ""), (), 0)
         source, passed = _of_rows(settings, columns, listing)
         try:
-            return _update(store, source, storage, previous, listing, now, connect, advanced, passed, save)
+            return _update(
+                store, source, storage, previous, listing, now, connect, advanced, passed, save or write_plan
+            )
         except AlreadyExistsError:
             continue  # another planner completed this number: build on what it wrote
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from jobs.config import Config
 from jobs.console import say, stage
 from jobs.limits import Limits
 from jobs.plan import present_plan
@@ -16,7 +17,8 @@ from pipeline.ledger import LedgerEntry
 from pipeline.plans import Plan
 from pipeline.publication import read_view
 from pipeline.registry import generation, resolve
-from pipeline.selection import selected
+from pipeline.selection import live_paths, row_settings, selected
+from pipeline.settings import InputSettings
 from pipeline.shards import Shard
 from pipeline.tasks import LabelTask
 
@@ -44,11 +46,20 @@ def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = Fal
 
 def covered(run: Run, plan: Plan, version: str) -> Coverage:
     """Return what is labelled already, as this config asks for it."""
-    config = run.config
-    asked = generation(plan.dataset, config.model.name, version, config.input, config.label)
-    run.note(model=f"{config.model.name}@{version}", fingerprint=asked.fingerprint)
+    asked = asked_of(run.config, plan, version)
+    run.note(model=f"{asked.model}@{version}", fingerprint=asked.fingerprint)
     view = read_view(run.store, plan.dataset)
-    return read_coverage(run.store, asked, plan.shards, view, config.label.relabel)
+    return read_coverage(run.store, asked, plan.shards, view, run.config.label.relabel)
+
+
+def asked_of(config: Config, plan: Plan, version: str) -> Generation:
+    """Return the generation that labels by this config belong to."""
+    return generation(plan.dataset, config.model.name, version, _rows(config, plan), config.label)
+
+
+def _rows(config: Config, plan: Plan) -> InputSettings:
+    """Return the input as readers and generations mean it: without the predicates that only choose shards."""
+    return row_settings(config.input, live_paths(plan.shards))
 
 
 def open_shards(run: Run, plan: Plan, coverage: Coverage) -> list[Shard]:
@@ -67,7 +78,7 @@ def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits
         todo = limits.take([shard for shard in open_shards(run, plan, coverage) if shard.id not in failed])
         if not todo or limits.passed():
             return coverage
-        coverage = coverage.extended(_label_shards(run, todo, coverage.asked, version, limits))
+        coverage = coverage.extended(_label_shards(run, todo, _task(run, plan, coverage.asked, version), limits))
     if lost := coverage.mismatched(run.store):
         raise IntegrityError(
             f"{len(lost)} shards, such as {lost[0]}, have other files than their ledger says, {ROUNDS} times in a row; nothing "
@@ -76,17 +87,22 @@ def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits
     return coverage
 
 
-def _label_shards(
-    run: Run, shards: Sequence[Shard], asked: Generation, version: str, limits: Limits
-) -> dict[str, LedgerEntry]:
+def _task(run: Run, plan: Plan, asked: Generation, version: str) -> LabelTask:
+    config = run.config
+    threads = max(1, math.ceil(config.label.cpus_per_worker))
+    return LabelTask(
+        config.store, config.storage, _rows(config, plan), config.label, asked, version, run.id, threads
+    )  # fmt: skip
+
+
+def _label_shards(run: Run, shards: Sequence[Shard], task: LabelTask, limits: Limits) -> dict[str, LedgerEntry]:
     from cluster.dispatch import Failure
     from cluster.labeller import label
 
-    config, entries, failures = run.config, {}, []
+    entries: dict[str, LedgerEntry] = {}
+    failures = []
     done = Counts(*(run.record[key] for key in ("images_in", "labelled", "quarantined")))
-    threads = max(1, math.ceil(config.label.cpus_per_worker))
     run.start_cluster()
-    task = LabelTask(config.store, config.storage, config.input, config.label, asked, version, run.id, threads)
     with stage("label", sum(shard.num_images for shard in shards)) as progress:
         for shard, outcome in label(shards, task, limits.passed):
             progress.advance(shard.num_images)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from jobs.console import counted, say, stage
 from jobs.runs import HELD, Run, utc_now
-from pipeline.plans import Changes, Plan, read_plan, write_plan
+from pipeline.plans import Changes, Plan, read_plan
 from pipeline.storage import Storage
 
 Save = Callable[[Storage, Plan, str], None]
@@ -18,8 +18,8 @@ def work(run: Run) -> None:
     say(f"{counted(plan.num_images)} in {counted(len(plan.shards), 'shard')}, {known} {plan.n} of {plan.dataset}")
 
 
-def make_plan(run: Run, save: Save = write_plan) -> tuple[Plan, bool]:
-    """Plan, and let `save` keep a new snapshot. Files that cannot be read are listed and make the run end with 3."""
+def make_plan(run: Run, save: Save | None = None) -> tuple[Plan, bool]:
+    """Plan, and let `save` keep a new snapshot (default: in the store). Files that cannot be read are listed and make the run end with 3."""
     from cluster.planner import plan as plan_input
 
     config = run.config
@@ -45,7 +45,7 @@ def make_plan(run: Run, save: Save = write_plan) -> tuple[Plan, bool]:
     return plan, new
 
 
-def present_plan(run: Run, save: Save = write_plan) -> Plan:
+def present_plan(run: Run, save: Save | None = None) -> Plan:
     """Return the newest plan, made now if there is none."""
     plan = read_plan(run.store, run.config.dataset) or make_plan(run, save)[0]
     note_failed_files(run, plan)

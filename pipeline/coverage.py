@@ -74,7 +74,9 @@ def read_coverage(
 
 def generations(view: View) -> list[Generation]:
     """Return the generations whose labels a view lists, its own first."""
-    return [_generation(view, name) for name in dict.fromkeys([view.document["generation"], *view.generations.values()])]
+    return [
+        _generation(view, name) for name in dict.fromkeys([view.document["generation"], *view.generations.values()])
+    ]
 
 
 def _generation(view: View, name: str) -> Generation:
