@@ -19,7 +19,7 @@ def work(run: Run) -> None:
 
 
 def make_plan(run: Run, save: Save | None = None) -> tuple[Plan, bool]:
-    """Plan, and let `save` keep a new snapshot (default: in the store). Files that cannot be read are listed and make the run end with 3."""
+    """Plan, and let `save` keep a new snapshot (default: in the store). Files that cannot be read make the run end with 3."""
     from cluster.planner import plan as plan_input
 
     config = run.config

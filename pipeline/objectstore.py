@@ -164,7 +164,7 @@ class ObjectStorage:
         version = meta["e_tag"] or meta["last_modified"].isoformat()
         if meta["e_tag"] and not version.startswith(('"', "W/")) and not isinstance(self._store, MemoryStore):
             version = f'"{version}"'
-        return Entry(meta["path"], meta["size"], version)
+        return Entry(meta["path"], meta["size"], version, meta["last_modified"])
 
 
 class _RangeReader(io.RawIOBase):

@@ -10,7 +10,8 @@ import re
 import stat
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeVar, cast
@@ -30,12 +31,14 @@ OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "me
 class Entry:
     """One stored object: path relative to its storage, and what identifies its present content.
 
-    `version` is the etag on object stores and the modification time in nanoseconds (hex) on file systems.
+    `version` is the etag on object stores and the modification time in nanoseconds (hex) on file systems. `modified_at`
+    is by the store's clock, and never part of what a file is.
     """
 
     path: str
     size_bytes: int
     version: str
+    modified_at: datetime | None = field(default=None, compare=False)
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -260,7 +263,8 @@ class _VersionReader(io.FileIO):
 
 
 def _entry(path: str, found: os.stat_result) -> Entry:
-    return Entry(path, found.st_size, f"{found.st_mtime_ns:x}")
+    modified_at = datetime.fromtimestamp(found.st_mtime, UTC)
+    return Entry(path, found.st_size, f"{found.st_mtime_ns:x}", modified_at)
 
 
 def _stat(child: "os.DirEntry[str] | Path") -> os.stat_result | None:
