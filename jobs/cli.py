@@ -157,8 +157,8 @@ def _date(text: str) -> str:
 
 
 def _days(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:  # a day protects the runs that are at work
-        raise argparse.ArgumentTypeError(f"expected a whole number of days, 1 or more (it is {text!r})")
+    if not text.isdecimal() or not 1 <= int(text) <= 36500:  # a day protects the runs that are at work
+        raise argparse.ArgumentTypeError(f"expected a whole number of days, 1 to 36500 (it is {text!r})")
     return int(text)
 
 

@@ -61,7 +61,8 @@ def superfluous(store: Storage, scope: Scope, with_models: bool = False) -> Foun
     }  # fmt: skip
     listed = {kind: list(store.list(folder)) for kind, folder in folders.items()}
     views = _kept_views(store, scope, listed["views"], _delta_view(store, scope, listed["labels"]))
-    ledger, labels, quarantine = _labels(store, scope, list(views.values()), listed)
+    documents = list(views.values())
+    ledger, labels, quarantine = _labels(store, scope, documents, listed)
     return {
         "views": [entry for entry in listed["views"] if scope.old([entry]) and _number(entry) not in views],
         "ledger": ledger,
@@ -70,8 +71,8 @@ def superfluous(store: Storage, scope: Scope, with_models: bool = False) -> Foun
         "plans": _plans(store, scope, listed["plans"]),
         "features": _features(scope, listed["features"], listed["trainings"]),
         "trainings": _trainings(scope, listed["trainings"]),
-        "runs": _runs(store, scope, list(views.values()), listed["runs"]),
-        "models": _models(store, scope, listed["models"]) if with_models else [],
+        "runs": _runs(store, scope, documents, listed["runs"]),
+        "models": _models(store, scope, documents, listed["models"], listed["runs"]) if with_models else [],
         "cache": _cache(scope, listed["cache"]),
         "temporary": [entry for entry in _temporary(store) if scope.old([entry])],
     }
@@ -228,29 +229,34 @@ def _cache(scope: Scope, listed: Sequence[Entry]) -> list[Entry]:
 
 def _runs(store: Storage, scope: Scope, documents: Sequence[Document], listed: Sequence[Entry]) -> list[Entry]:
     """Return the files of old runs of this data set, but not of those that made a view, nor of the last ones."""
-    paths = [entry.path for entry in listed if entry.path.endswith("/run.json")]
+    entries = [entry for entry in listed if entry.path.endswith("/run.json")]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        records = dict(
-            zip((path.split("/")[1] for path in paths), pool.map(lambda p: _record(store, p), paths), strict=True)
-        )
-    own = sorted((str(r.get("started_at")), name) for name, r in records.items() if r.get("dataset") == scope.dataset)
-    keep = {document.get("run_id") for document in documents} | {name for _, name in own[-1:]}
-    keep |= {name for _, name in [pair for pair in own if records[pair[1]].get("images_per_s")][-1:]}  # for --dry-run
-    foreign = {name for name, record in records.items() if record.get("dataset") != scope.dataset}
-    return [entry for entry in _old_groups(scope, listed) if entry.path.split("/")[1] not in keep | foreign]
+        records = list(pool.map(lambda entry: _record(store, entry.path), entries))
+    pairs = [(entry, record) for entry, record in zip(entries, records, strict=True) if "started_at" in record]
+    pairs.sort(key=lambda pair: (str(pair[1]["started_at"]), str(pair[0].modified_at)))  # of one second: as they ended
+    own = [record for _, record in pairs if record.get("dataset") == scope.dataset]
+    measured = [record for record in own if record.get("images_per_s")]  # --dry-run goes by the last one
+    keep = {document.get("run_id") for document in documents} | {r["run_id"] for r in own[-1:] + measured[-1:]}
+    keep |= {_folder(e) for e, r in zip(entries, records, strict=True) if r.get("dataset") != scope.dataset}
+    return [entry for entry in _old_groups(scope, listed) if _folder(entry) not in keep]
 
 
-def _models(store: Storage, scope: Scope, listed: Sequence[Entry]) -> list[Entry]:
-    """Return the files of old bundles that neither the config nor a view of any data set has to do with."""
-    views = [entry.path for entry in store.list("published") if _number(entry) is not None]
+def _models(
+    store: Storage, scope: Scope, documents: Sequence[Document], listed: Sequence[Entry], runs: Sequence[Entry]
+) -> list[Entry]:
+    """Return the files of old bundles that the config, kept views, other data sets and young runs have nothing to do with."""
+    own = f"{layout.published(scope.dataset)}/"
+    others = [e.path for e in store.list("published") if _number(e) is not None and not e.path.startswith(own)]
+    young = [entry.path for entry in runs if entry.path.endswith("/run.json") and not scope.old([entry])]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        documents = list(pool.map(lambda path: read_document(store, path), views))
-    named = {str(model) for d in documents for model in (d.get("model"), *(f.get("model") for f in d.get("files", ())))}
+        documents = [*documents, *pool.map(lambda path: read_document(store, path), others)]
+        records = list(pool.map(lambda path: _record(store, path), young))
+    named = {str(found.get("model")) for found in (*documents, *records)}
+    named |= {str(file.get("model")) for document in documents for file in document["files"]}
     keep = scope.versions | {name.rpartition("@")[2] for name in named if name.startswith(f"{scope.model}@")}
-    groups = _grouped(listed, 2)
     return [
         entry
-        for version, entries in groups.items()
+        for version, entries in _grouped(listed, 2).items()
         if version not in keep | {"production"} and scope.old(entries)
         for entry in entries
     ]
@@ -286,6 +292,10 @@ def _record(store: Storage, path: str) -> Document:
         return read_document(store, path)
     except StorageError:
         return {}
+
+
+def _folder(entry: Entry) -> str:
+    return entry.path.split("/")[1]
 
 
 def _number(entry: Entry) -> int | None:
