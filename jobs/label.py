@@ -6,7 +6,9 @@ from typing import Any
 from jobs.console import counted, say, stage
 from jobs.plan import present_plan
 from jobs.runs import HELD, NOTHING_NEW, Run, utc_now
+from pipeline import layout
 from pipeline.counts import Counts
+from pipeline.deltatable import require_deltalake, sync_table
 from pipeline.errors import IntegrityError
 from pipeline.layout import Generation
 from pipeline.ledger import LedgerEntry, mismatched, read_ledger
@@ -14,6 +16,7 @@ from pipeline.plans import Plan
 from pipeline.publication import View, publish, read_view
 from pipeline.registry import generation, resolve
 from pipeline.shards import Shard
+from pipeline.storage import join
 from pipeline.tasks import LabelTask
 
 ROUNDS = 3  # of labelling, then comparing the files with the ledger
@@ -21,8 +24,15 @@ ROUNDS = 3  # of labelling, then comparing the files with the ledger
 
 def work(run: Run, retry_quarantined: bool = False) -> None:
     """Label and publish."""
+    check_output(run)
     version = resolve(run.store, run.config.model.name, run.config.model.version)
     label_plan(run, present_plan(run), version, retry_quarantined)
+
+
+def check_output(run: Run) -> None:
+    """Refuse a table that cannot be kept, before any work starts."""
+    if run.config.output.table == "delta":
+        require_deltalake(run.config.store, run.config.dataset)
 
 
 def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = False) -> None:
@@ -104,6 +114,8 @@ def _settle(
                 HELD,
                 f"plan {plan.n} was overtaken by plan {view.document['plan']}, whose view stays; the labels are kept",
             )
+    if run.config.output.table == "delta" and sync_table(run.store, run.config.storage, plan.dataset):
+        say(f"the Delta table at {join(run.store.url, layout.table(plan.dataset))} shows the current view")
     if run.config.label.require_new and not done.images_in:
         run.end(NOTHING_NEW)
 

@@ -33,6 +33,7 @@ LOWER = [
     "duplicates",
     "compaction",
     "publication",
+    "deltaschema",
     "deltatable",
     "lanes",
     "tasks",
