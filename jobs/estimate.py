@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from jobs.console import counted, say
-from jobs.label import covered, open_shards
+from jobs.label import check_output, covered, open_shards
 from jobs.limits import Limits
 from jobs.plan import make_plan, present_plan
 from jobs.runs import Run, conclude, perform, read_runs
@@ -35,6 +35,7 @@ def estimate(run: Run, as_json: bool) -> int:
 def _figures(run: Run) -> dict[str, Any]:
     """Return what would be labelled, by whom, and from the last run's rate the time and the cost."""
     config = run.config
+    check_output(run)
     version = resolve(run.store, config.model.name, config.model.version)
     plan = make_plan(run, _forget)[0] if run.record["command"] == "nightly" else present_plan(run, _forget)
     coverage = covered(run, plan, version)

@@ -11,6 +11,7 @@ from jobs.runs import Run
 from jobs.settle import counts_of, settle
 from pipeline.counts import Counts
 from pipeline.coverage import Coverage, read_coverage
+from pipeline.deltatable import require_deltalake
 from pipeline.errors import IntegrityError
 from pipeline.layout import Generation
 from pipeline.ledger import LedgerEntry
@@ -27,8 +28,15 @@ ROUNDS = 3  # of labelling, then comparing the files with the ledger
 
 def work(run: Run, retry_quarantined: bool = False) -> None:
     """Label and publish."""
+    check_output(run)
     version = resolve(run.store, run.config.model.name, run.config.model.version)
     label_plan(run, present_plan(run), version, retry_quarantined)
+
+
+def check_output(run: Run) -> None:
+    """Refuse a table that cannot be kept, before any work starts."""
+    if run.config.output.table == "delta":
+        require_deltalake(run.config.store, run.config.dataset)
 
 
 def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = False) -> None:

@@ -5,12 +5,15 @@ from typing import Any
 
 from jobs.console import counted, say
 from jobs.runs import HELD, NOTHING_NEW, STOPPED, Run, utc_now
+from pipeline import layout
 from pipeline.counts import Counts
 from pipeline.coverage import Coverage, generations
+from pipeline.deltatable import sync_table
 from pipeline.ledger import LedgerEntry
 from pipeline.plans import Plan
 from pipeline.publication import View, publish, read_view
 from pipeline.shards import Shard
+from pipeline.storage import join
 
 
 def settle(
@@ -45,6 +48,8 @@ def settle(
                 HELD,
                 f"plan {plan.n} was overtaken by plan {view.document['plan']}, whose view stays; the labels are kept",
             )
+    if run.config.output.table == "delta" and sync_table(run.store, run.config.storage, plan.dataset):
+        say(f"the Delta table at {join(run.store.url, layout.table(plan.dataset))} shows the current view")
     if run.config.label.require_new and not new.images_in:
         run.end(NOTHING_NEW)
 

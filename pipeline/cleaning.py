@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pipeline import layout
+from pipeline.deltatable import VIEW as DELTA_TRANSACTION
 from pipeline.documents import Document, read_document
 from pipeline.errors import NotFoundError, StorageError
 from pipeline.layout import Generation
@@ -26,7 +27,6 @@ from pipeline.storage import Entry, Storage, scheme_of
 
 AT_ONCE = 16
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
-DELTA_VIEW = "nightshift.view"  # the application transaction by which a Delta commit says which view it is
 
 Found = dict[str, list[Entry]]
 
@@ -132,7 +132,7 @@ def _delta_view(store: Storage, scope: Scope, labels: Sequence[Entry]) -> int | 
             continue
         actions = [json.loads(line) for line in store.read(entry.path).splitlines() if line.strip()]
         transactions = [action["txn"] for action in actions if "txn" in action]
-        seen += [int(txn["version"]) for txn in transactions if txn["appId"] == DELTA_VIEW]
+        seen += [int(txn["version"]) for txn in transactions if txn["appId"] == DELTA_TRANSACTION]
         if seen and scope.old([entry]):
             break
     return min(seen, default=0) if commits else None

@@ -40,6 +40,7 @@ LOWER = [
     "duplicates",
     "compaction",
     "publication",
+    "deltaschema",
     "deltatable",
     "coverage",
     "cleaning",
