@@ -13,6 +13,8 @@ from pipeline.ledger import LedgerEntry, mismatched, read_ledger
 from pipeline.plans import Plan
 from pipeline.publication import View, publish, read_view
 from pipeline.registry import generation, resolve
+from pipeline.selection import live_paths, row_settings, selected
+from pipeline.settings import InputSettings
 from pipeline.shards import Shard
 from pipeline.tasks import LabelTask
 
@@ -28,7 +30,8 @@ def work(run: Run, retry_quarantined: bool = False) -> None:
 def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = False) -> None:
     """Label the plan's open shards and publish."""
     config = run.config
-    asked = generation(plan.dataset, config.model.name, version, config.input, config.label)
+    source = row_settings(config.input, live_paths(plan.shards))
+    asked = generation(plan.dataset, config.model.name, version, source, config.label)
     run.note(model=f"{config.model.name}@{version}", fingerprint=asked.fingerprint)
     ledger = read_ledger(run.store, asked, plan.shards)
     if retry_quarantined:
@@ -49,11 +52,12 @@ def _label_rounds(
         for shard_id in mismatched(run.store, asked, ledger):
             say(f"shard {shard_id}: a file of it is not what the ledger says; labelling it again")
             del ledger[shard_id]
-        todo = [shard for shard in plan.shards if shard.id not in ledger]
+        todo = [shard for shard in selected(plan.shards, run.config.input) if shard.id not in ledger]
         failed = {failure["shard"] for failure in run.record["failures"]}
         if not [shard for shard in todo if shard.id not in failed]:
             return ledger
-        ledger = ledger | _label_shards(run, todo, asked, version)
+        source = row_settings(run.config.input, live_paths(plan.shards))
+        ledger = ledger | _label_shards(run, todo, source, asked, version)
     if lost := mismatched(run.store, asked, ledger):
         raise IntegrityError(
             f"{len(lost)} shards, such as {lost[0]}, have other files than their ledger says, {ROUNDS} times in a row; nothing "
@@ -62,14 +66,16 @@ def _label_rounds(
     return ledger
 
 
-def _label_shards(run: Run, shards: list[Shard], asked: Generation, version: str) -> dict[str, LedgerEntry]:
+def _label_shards(
+    run: Run, shards: list[Shard], source: InputSettings, asked: Generation, version: str
+) -> dict[str, LedgerEntry]:
     from cluster.dispatch import Failure
     from cluster.labeller import label
 
     config, entries, failures, done = run.config, {}, [], Counts()
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     run.start_cluster()
-    task = LabelTask(config.store, config.storage, config.input, config.label, asked, version, run.id, threads)
+    task = LabelTask(config.store, config.storage, source, config.label, asked, version, run.id, threads)
     with stage("label", sum(shard.num_images for shard in shards)) as progress:
         for shard, outcome in label(shards, task):
             progress.advance(shard.num_images)
