@@ -22,9 +22,9 @@ from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard, make_shards, unplanned_rows, update_shards
 from pipeline.sources import (
-    SUFFIXES,
     Listing,
     dataset_name,
+    is_parquet,
     list_source,
     open_source,
     refuse_columns,
@@ -160,7 +160,7 @@ def _check_known(
     kept: Sequence[Shard], settings: InputSettings, storage: StorageSettings, columns: Sequence[str]
 ) -> None:
     """Check what is asked of columns on one file that an earlier plan has read, which asked for less perhaps."""
-    known = next((s for shard in kept for s in shard.live if s.path.lower().endswith(SUFFIXES["parquet"])), None)
+    known = next((s for shard in kept for s in shard.live if is_parquet(s.path)), None)
     if known and (settings.filter or columns):
         folder, _ = open_source(settings, storage)
         segments_of(Entry(*known.file), "parquet", settings, folder, columns)

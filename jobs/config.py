@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.schema import OWN_COLUMNS
 from pipeline.settings import (
     ClusterSettings,
     InputSettings,
@@ -53,6 +54,19 @@ class Config(Section):
         if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value):
             return datetime.date.fromisoformat(value)
         raise ValueError("expected a date as YYYY-MM-DD")  # pydantic would take numbers for seconds since 1970
+
+    @model_validator(mode="after")
+    def _columns_are_not_ours(self) -> "Config":
+        """Refuse columns that could not stand beside ours in a label file."""
+        columns = self.label.columns
+        for name in columns:
+            if name in OWN_COLUMNS:
+                raise ValueError(
+                    f"label.columns: labels have a column {name!r} of their own; rename it in the input, or leave it out"
+                )
+            if columns.count(name) > 1:
+                raise ValueError(f"label.columns: {name!r} stands twice; remove one")
+        return self
 
     @property
     def dataset(self) -> str:

@@ -67,7 +67,8 @@ class Labeller:
         self._task = task
         self._store = open_storage(task.store, task.storage)
         self._predictor = Predictor(load_bundle(self._store, task.generation.model, task.version), task.label.top_k)
-        self._reader = ShardReader(task.input.without_truth(), task.storage)
+        source, label = task.input.without_truth(), task.label
+        self._reader = ShardReader(source, task.storage, label.columns, label.buffer_mb << 20)
 
     def __call__(self, shard: Shard) -> LedgerEntry:
         """Label and commit one shard."""
@@ -118,15 +119,14 @@ def _commit(
     shard: Shard, task: LabelTask, store: Storage, reader: ShardReader,
     labelled: list[dict[str, Any]], rejected: list[dict[str, Any]], seconds: dict[str, float], predictor: Predictor,
 ) -> LedgerEntry:  # fmt: skip
-    started, id_type = perf_counter(), reader.id_type(shard)
-    segments = _count_segments(shard, labelled, rejected)
-    asked, run_id = task.generation, task.run_id
-    labels = write_table(store, asked.labels(shard.id, run_id), table_of(labelled, prediction_schema(id_type)))
-    quarantine = (
-        write_table(store, asked.quarantine(shard.id, run_id), table_of(rejected, quarantine_schema(id_type)))
-        if rejected
-        else None
-    )
+    started, id_type, extra = perf_counter(), reader.id_type(shard), reader.extra_fields(shard)
+    segments = _count_segments(shard, reader.matched(shard), labelled, rejected)
+    asked, run_id, quarantine = task.generation, task.run_id, None
+    table = table_of(labelled, prediction_schema(id_type, extra))
+    labels = write_table(store, asked.labels(shard.id, run_id), table)
+    if rejected:
+        table = table_of(rejected, quarantine_schema(id_type, extra))
+        quarantine = write_table(store, asked.quarantine(shard.id, run_id), table)
     seconds["write"] = perf_counter() - started
     bins = np.histogram([row["confidence"] for row in labelled], CONFIDENCE_BINS, (0, 1))[0]
     entry = LedgerEntry(
@@ -142,20 +142,24 @@ def _commit(
 
 
 def _count_segments(
-    shard: Shard, labelled: list[dict[str, Any]], rejected: list[dict[str, Any]]
+    shard: Shard, matched: dict[str, int], labelled: list[dict[str, Any]], rejected: list[dict[str, Any]]
 ) -> dict[str, list[int]]:
-    """Return [images in, labelled, quarantined] per live segment, after checking that they balance with the plan."""
+    """Return [images in, labelled, quarantined] per live segment, after checking that they balance with the input.
+
+    `matched` are the rows that the filter takes: without one those that were planned.
+    """
     good, bad = Counter(row["segment"] for row in labelled), Counter(row["segment"] for row in rejected)
     for segment in shard.live:
-        Counts(segment.num_rows, good[segment.key], bad[segment.key]).check(f"shard {shard.id}, segment {segment.key}")
-    return {segment.key: [segment.num_rows, good[segment.key], bad[segment.key]] for segment in shard.live}
+        counts = Counts(matched[segment.key], good[segment.key], bad[segment.key])
+        counts.check(f"shard {shard.id}, segment {segment.key}")
+    return {segment.key: [matched[segment.key], good[segment.key], bad[segment.key]] for segment in shard.live}
 
 
 def _prediction(row: Row, size: tuple[int, int], top: list[dict[str, Any]], model: str) -> dict[str, Any]:
     return {
         "image_id": row.image_id, "uri": row.uri, "label": top[0]["label"], "class_index": top[0]["class_index"],
         "confidence": top[0]["probability"], "top_k": top, "width": size[0], "height": size[1], "model": model,
-        "content_hash": row.content_hash, "segment": row.segment,
+        "content_hash": row.content_hash, "segment": row.segment, **row.extra,
     }  # fmt: skip
 
 
@@ -163,5 +167,5 @@ def _rejection(row: Row, error: ImageError) -> dict[str, Any]:
     cause = type(error.__cause__ or error).__name__
     return {
         "image_id": row.image_id, "uri": row.uri, "stage": error.stage, "reason": error.reason, "error_type": cause,
-        "message": error.message, "content_hash": row.content_hash, "segment": row.segment,
+        "message": error.message, "content_hash": row.content_hash, "segment": row.segment, **row.extra,
     }  # fmt: skip

@@ -108,6 +108,11 @@ def _hidden(path: str) -> bool:
     return any(part.startswith(marks) for part in path.split("/"))
 
 
+def is_parquet(path: str) -> bool:
+    """Say whether a file is called as Parquet files are."""
+    return _is("parquet", path)
+
+
 def _is(kind: str, path: str) -> bool:
     return path.lower().endswith(SUFFIXES.get(kind, ()))
 
