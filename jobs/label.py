@@ -74,7 +74,9 @@ def _label_shards(run: Run, shards: list[Shard], asked: Generation, version: str
         for shard, outcome in label(shards, task):
             progress.advance(shard.num_images)
             if isinstance(outcome, Failure):
-                failures.append({"shard": shard.id, "error": outcome.error, "attempts": outcome.attempts})
+                failures.append(
+                    {"shard": shard.id, "kind": outcome.kind, "error": outcome.error, "attempts": outcome.attempts}
+                )
             else:
                 entries[shard.id] = outcome
                 done += outcome.live_counts(shard)

@@ -162,6 +162,16 @@ class LabelSettings(Section):
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="over it: exit 3, nothing published")
     require_new: bool = Field(False, description="exit 4 when there was nothing new to label")
 
+    @model_validator(mode="after")
+    def _min_is_at_most_max(self) -> "LabelSettings":
+        if self.max_workers is not None and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most max_workers ({self.max_workers})")
+        return self
+
+    def halved(self, times: int) -> "LabelSettings":
+        """Return the same with `batch_size` halved so often, down to 1."""
+        return self.model_copy(update={"batch_size": max(1, self.batch_size >> times)})
+
 
 class OutputSettings(Section):
     """How the current view is kept."""
