@@ -115,7 +115,9 @@ def _label_shards(run: Run, shards: Sequence[Shard], task: LabelTask, limits: Li
         for shard, outcome in label(shards, task, limits.passed):
             progress.advance(shard.num_images)
             if isinstance(outcome, Failure):
-                failures.append({"shard": shard.id, "error": outcome.error, "attempts": outcome.attempts})
+                failures.append(
+                    {"shard": shard.id, "kind": outcome.kind, "error": outcome.error, "attempts": outcome.attempts}
+                )
             else:
                 entries[shard.id] = outcome
                 limits.count(outcome.live_counts(shard).images_in)

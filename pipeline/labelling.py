@@ -5,6 +5,8 @@ which names them. A retry, a zombie or a second run repeats work and corrupts no
 """
 
 from collections import Counter, defaultdict
+from dataclasses import replace
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -33,13 +35,15 @@ class Predictor:
     def __init__(self, bundle: Bundle, top_k: int) -> None:
         self.bundle, self.transforms = bundle, bundle.architecture.transforms
         self.engine = TorchEngine(bundle.net, self.transforms)
+        self._turn = Lock()  # two shards of a labeller take turns at the engine
         self._top_k = min(top_k, len(bundle.architecture.classes))
 
     def log_probabilities(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Return float64 [B, K]; ModelError when the network answers with anything but finite numbers."""
         if not batch.good:
             return np.empty((0, len(self.bundle.architecture.classes)))
-        logits = self.engine(batch.pixels)
+        with self._turn:
+            logits = self.engine(batch.pixels)
         finite = np.isfinite(logits).all(axis=1)
         if not finite.all():
             raise ModelError(
@@ -61,7 +65,7 @@ class Predictor:
 
 
 class Labeller:
-    """Labels shards with one model, which is loaded once."""
+    """Labels shards with one model, which is loaded once; several threads may call it at a time."""
 
     def __init__(self, task: LabelTask) -> None:
         self._task = task
@@ -70,9 +74,10 @@ class Labeller:
         source, label = task.input.without_truth(), task.label
         self._reader = ShardReader(source, task.storage, label.columns, label.buffer_mb << 20)
 
-    def __call__(self, shard: Shard) -> LedgerEntry:
-        """Label and commit one shard."""
-        return label_shard(shard, self._task, self._store, self._reader, self._predictor)
+    def __call__(self, shard: Shard, halvings: int = 0) -> LedgerEntry:
+        """Label and commit one shard, in batches halved so often: memory ran out with larger ones."""
+        task = replace(self._task, label=self._task.label.halved(halvings))
+        return label_shard(shard, task, self._store, self._reader, self._predictor)
 
 
 def label_shard(

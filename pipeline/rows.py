@@ -188,13 +188,14 @@ class ShardReader:
     def _csv(self, segment: Segment) -> pa.Table:
         """Return the segment's rows. A CSV is parsed whole, so the last one is kept: its segments come one after another."""
         key = segment.path, segment.version
-        if self._last_csv is None or self._last_csv[0] != key:
+        last = self._last_csv  # looked at once: another thread may read another file
+        if last is None or last[0] != key:
             location = join(self._folder.url, segment.path)
             with self._folder.open(*key) as handle:
                 table = read_csv(handle, location)
             check_columns(table.schema, self._settings, location, self._columns_of_tables(segment))
-            self._last_csv = key, table
-        return self._last_csv[1].slice(segment.first_row, segment.num_rows)
+            self._last_csv = last = key, table
+        return last[1].slice(segment.first_row, segment.num_rows)
 
     def _read_parquet(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
         with self._folder.open(segment.path, segment.version) as handle:

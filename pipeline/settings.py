@@ -182,6 +182,16 @@ class LabelSettings(Section):
             parse_deadline(value)
         return value
 
+    @model_validator(mode="after")
+    def _min_is_at_most_max(self) -> "LabelSettings":
+        if self.max_workers is not None and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most max_workers ({self.max_workers})")
+        return self
+
+    def halved(self, times: int) -> "LabelSettings":
+        """Return the same with `batch_size` halved so often, down to 1."""
+        return self.model_copy(update={"batch_size": max(1, self.batch_size >> times)})
+
 
 class OutputSettings(Section):
     """How the current view is kept."""

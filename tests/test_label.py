@@ -8,7 +8,7 @@ from conftest import hash_of, published
 
 from jobs.label import work
 from jobs.runs import Run, execute
-from pipeline.errors import StorageError, TransientError
+from pipeline.errors import StorageError
 from pipeline.ledger import read_ledger
 from pipeline.plans import read_plan
 from pipeline.publication import read_view
@@ -47,7 +47,7 @@ def fail_in(monkeypatch, fails):
         return call(self, shard)
 
     monkeypatch.setattr(Labeller, "__call__", labelled)
-    monkeypatch.setattr("cluster.dispatch.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("cluster.retries.FIRST_PAUSE_S", 0.001)
 
 
 # What goes in comes out.
@@ -147,6 +147,7 @@ def test_a_file_that_changed_after_the_plan_fails_its_shard_and_says_plan_again(
     ended = nightshift(config, "label")
     assert ended.code == 3
     assert counts(ended.record) == (5, 5, 0, 0, 1)
+    assert ended.record["failures"][0]["kind"] == "changed"
     assert "changed since it was planned" in ended.record["failures"][0]["error"]
     assert ended.record["failures"][0]["attempts"] == 1
     assert len(published(night.store, "data")) == 5
@@ -246,13 +247,13 @@ def test_a_shard_that_always_fails_is_listed_and_the_rest_is_published(
     night.write("a.parquet", range(30))
     config = night.config(input={"shard_images": 10}, label={"attempts": 2})
     with monkeypatch.context() as patch:
-        fail_in(patch, lambda shard: TransientError("503 slow down") if shard.segments[0].first_row == 10 else None)
+        fail_in(patch, lambda shard: ValueError("a defect") if shard.segments[0].first_row == 10 else None)
         ended = nightshift(config, "label")
     assert ended.code == 3
     assert counts(ended.record) == (20, 20, 0, 0, 1)
     failure = ended.record["failures"][0]
-    assert (failure["error"], failure["attempts"]) == ("TransientError: 503 slow down", 2)
-    assert f"shard {failure['shard']} failed 2 time(s): TransientError: 503 slow down" in ended.said
+    assert (failure["kind"], failure["error"], failure["attempts"]) == ("error", "ValueError: a defect", 2)
+    assert f"shard {failure['shard']} failed 2 time(s): ValueError: a defect" in ended.said
     assert "1 shard failed; the same command tries them again" in ended.record["outcome"]
     assert len(published(night.store, "data")) == 20
     mended = nightshift(config, "label")

@@ -71,7 +71,7 @@ UPPER = [
     "gallery",
     "digits",
 ]
-CLUSTER = ["resources", "session", "dispatch", "workers", "planner", "labeller", "board", "trainer"]
+CLUSTER = ["resources", "session", "stall", "retries", "dispatch", "workers", "planner", "labeller", "board", "trainer"]
 JOBS = [
     "config",
     "console",
