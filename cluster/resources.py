@@ -18,20 +18,31 @@ def unused(resource: str = "CPU") -> float:
     return float(ray.available_resources().get(resource, 0))
 
 
-def fitting(cpus: float, gpus: float, wanted: int | None) -> int:
-    """Return how many workers to start: `wanted`, or as many as fit.
+def places(cpus: float, gpus: float) -> int:
+    """Return how many workers of a size the session's nodes hold, if nobody else holds anything."""
+    return sum(_fitting_on(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
+
+
+def check_fits(workers: int, cpus: float, gpus: float) -> int:
+    """Return how many workers fit.
 
     Raises
     ------
     UsageError
-        When not even one fits, or fewer than are wanted: they would wait for ever.
+        When fewer than `workers` do: they would wait for ever.
     """
-    most = sum(_fitting_on(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
-    if most < max(1, wanted or 1):
+    most = places(cpus, gpus)
+    if most < workers:
         raise UsageError(
-            f"{wanted or 1} worker(s) of {cpus:g} CPU and {gpus:g} GPU do not fit into {available('CPU'):g} CPU and "
+            f"{workers} worker(s) of {cpus:g} CPU and {gpus:g} GPU do not fit into {available('CPU'):g} CPU and "
             f"{available('GPU'):g} GPU; ask for fewer or smaller ones, or raise cluster.num_cpus on one machine"
         )
+    return most
+
+
+def fitting(cpus: float, gpus: float, wanted: int | None) -> int:
+    """Return how many workers to start: `wanted`, or as many as fit; UsageError when not even one fits, or fewer than wanted."""
+    most = check_fits(wanted or 1, cpus, gpus)
     return wanted or most
 
 

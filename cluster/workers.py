@@ -1,47 +1,143 @@
 """Pools that `dispatch` fills: actors that keep something expensive (a model) between shards, and plain tasks."""
 
-from collections.abc import Callable
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import ray
+from ray.exceptions import RayError, RayTaskError
 
-from cluster.resources import fitting
+from cluster.dispatch import Pool
+from cluster.resources import check_fits, fitting, places
+from cluster.retries import words
+from cluster.stall import doing, name_of
 
-Factory = Callable[[], Callable[[Any], Any]]
+# A worker's function gets the item, and how often its batch is to be halved because memory ran out.
+Function = Callable[[Any, int], Any]
+Factory = Callable[[], Function]
+LOOK_EVERY_S = 3.0
 
 
 class _Worker:
     """An actor that builds its function at first use, so that a failure to build reaches the caller as that error."""
 
     def __init__(self, factory: Factory, threads: int) -> None:
-        self._factory, self._threads = factory, threads
-        self._function: Callable[[Any], Any] | None = None
+        self._factory, self._threads, self._opening = factory, threads, threading.Lock()
+        self._function: Function | None = None
+        self._working: dict[int, tuple[str, float]] = {}
 
-    def run(self, item: Any) -> Any:
-        if self._function is None:
-            import torch  # planning workers never need it
+    def where(self) -> str:
+        """Return what to call this worker."""
+        return f"worker {os.getpid()} at {ray.util.get_node_ip_address()}"
 
-            torch.set_num_threads(self._threads)
-            self._function = self._factory()
-        return self._function(item)
+    def doing(self) -> str:
+        """Return what its threads are doing."""
+        return doing(dict(self._working))
+
+    def run(self, item: Any, halvings: int) -> Any:
+        """Work on an item, in the thread of the group `work` that is free."""
+        self._working[threading.get_ident()] = name_of(item), time.monotonic()
+        try:
+            return self._open()(item, halvings)
+        finally:
+            del self._working[threading.get_ident()]
+
+    def _open(self) -> Function:
+        with self._opening:
+            if self._function is None:
+                import torch  # planning workers never need it
+
+                torch.set_num_threads(self._threads)
+                self._function = self._factory()
+            return self._function
 
 
-class ActorPool:
-    """Actors that each hold the function that `factory` makes; Ray restarts those that die.
+@dataclass(frozen=True, eq=False)
+class _Seat:
+    """An actor as the driver knows it: by what it called itself when it had started."""
 
-    Raises UsageError when they do not fit into the session. Leaving the block ends them.
+    actor: Any
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ActorPool(Pool):
+    """Actors that each hold the function that `factory` makes.
+
+    As many as there is work for, up to `max_workers` or as many as fit; nodes that join later get theirs. An actor that
+    died is replaced by a new one where there is room, so a node that is gone holds nothing up. Leaving the block ends them.
+
+    Parameters
+    ----------
+    min_workers : int
+        UsageError when so many do not fit now: they would wait for ever.
+    places : int
+        Items that one actor works on at a time, each in a thread of its own: the function must be safe for that.
     """
 
-    def __init__(self, factory: Factory, num_items: int, workers: int | None, cpus: float, gpus: float = 0) -> None:
-        self.slots = max(1, min(fitting(cpus, gpus, workers), num_items))
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=0)(_Worker)
-        self._actors = [remote.remote(factory, max(1, int(cpus))) for _ in range(self.slots)]
+    def __init__(
+        self, factory: Factory, min_workers: int, max_workers: int | None, cpus: float, gpus: float = 0, places: int = 1
+    ) -> None:
+        check_fits(min_workers, cpus, gpus)
+        self.places = places
+        self._size, self._max_workers, self._arguments = (cpus, gpus), max_workers, (factory, max(1, int(cpus)))
+        # No restarts by Ray: it keeps a dead actor's place while its node may be gone for good.
+        self._remote = ray.remote(
+            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"work": places}
+        )(_Worker)
+        self.workers: list[_Seat] = []
+        self.starting: dict[Any, Any] = {}  # future of the name: actor
+        self._most, self._look_at, self._start_at = 1, 0.0, 0.0
 
-    def submit(self, slot: int, item: Any) -> Any:
+    @property
+    def room(self) -> int:
         """See dispatch.Pool."""
-        return self._actors[slot].run.remote(item)
+        self._look()
+        return self._most * self.places
+
+    def submit(self, worker: _Seat, item: Any, halvings: int) -> Any:
+        """See dispatch.Pool."""
+        return worker.actor.run.options(concurrency_group="work").remote(item, halvings)
+
+    def staff(self, items: int) -> None:
+        """See dispatch.Pool."""
+        self._look()
+        while len(self.workers) + len(self.starting) < min(items, self._most) and time.monotonic() >= self._start_at:
+            actor = self._remote.remote(*self._arguments)
+            self.starting[actor.where.remote()] = actor
+
+    def _look(self) -> None:
+        """Count, every few seconds, how many actors fit; one may always wait for a node, which also asks an autoscaler."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + LOOK_EVERY_S
+            fit = places(*self._size)
+            self._most = max(1, fit if self._max_workers is None else min(fit, self._max_workers))
+
+    def admit(self, future: Any) -> None:
+        """See dispatch.Pool."""
+        actor = self.starting.pop(future)
+        try:
+            self.workers.append(_Seat(actor, ray.get(future)))
+        except (RayTaskError, RayError) as error:
+            self.trouble, self._start_at = words(error), time.monotonic() + LOOK_EVERY_S
+
+    def retire(self, worker: _Seat) -> None:
+        """See dispatch.Pool."""
+        if worker in self.workers:  # it is told once per item that was in flight there
+            self.workers.remove(worker)
+            self._look_at = 0.0
+            _end(worker.actor)
+
+    def ask(self) -> Mapping[Any, _Seat]:
+        """See dispatch.Pool."""
+        return {seat.actor.doing.remote(): seat for seat in self.workers}
 
     def __enter__(self) -> Self:
         return self
@@ -49,21 +145,26 @@ class ActorPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for actor in self._actors if ray.is_initialized() else ():  # without a session ray.kill would start one
-            with suppress(ray.exceptions.RayError):
-                ray.kill(actor)
+        for actor in [*(seat.actor for seat in self.workers), *self.starting.values()]:
+            _end(actor)
 
 
-class TaskPool:
+def _end(actor: Any) -> None:
+    if ray.is_initialized():  # without a session ray.kill would start one
+        with suppress(RayError):
+            ray.kill(actor)
+
+
+class TaskPool(Pool):
     """Stateless tasks of one CPU each, two per CPU of the session in flight."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.slots = 2 * fitting(1, 0, None)
+        self.workers = range(2 * fitting(1, 0, None))
         self._function = ray.put(function)
         self._remote = ray.remote(num_cpus=1, max_retries=0)(_call)
 
-    def submit(self, slot: int, item: Any) -> Any:
-        """See dispatch.Pool."""
+    def submit(self, worker: int, item: Any, halvings: int) -> Any:
+        """See dispatch.Pool; there is a process for every item, and batches are not for it to halve."""
         return self._remote.remote(self._function, item)
 
 

@@ -17,7 +17,7 @@ exit codes:
   2  usage: the command, the config or the input must be corrected
   3  finished, but with failed shards or files, more bad images than allowed, or held back by a check
   4  nothing new, although the config requires it (label.require_new)
-  5  stopped early (Ctrl-C); the same command continues
+  5  stopped early (Ctrl-C, label.deadline, label.max_images); the same command continues
 
 a first night:
   nightshift demo                        everything once, on the digits that scikit-learn carries
@@ -54,6 +54,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "status": ("what the store holds", "Plans, models, generations, the current view and the last runs."),
     "report": ("write the page of a run", "One self-contained HTML page, beside the run's run.json."),
+    "clean": (
+        "remove what is old and no longer needed",
+        "Lists superseded labels, old generations, features, trainings, plans and runs; --yes removes them.",
+    ),
     "doctor": (
         "check this machine, the cluster and the store",
         "What is installed, what the session has, can the store be read and written.",
@@ -105,6 +109,17 @@ def _common(parser: argparse.ArgumentParser, prefix: str) -> None:
 
 
 def _options(name: str, sub: argparse.ArgumentParser) -> None:
+    if name in ("plan", "label", "nightly"):
+        sub.add_argument(
+            "--date",
+            type=_date,
+            metavar="YYYY-MM-DD",
+            help="logical date, for schedulers: recorded, and ${date} in the config (default there: today)",
+        )
+    if name in ("label", "nightly"):
+        sub.add_argument(
+            "--dry-run", action="store_true", help="say what would be labelled, the time and the cost; write nothing"
+        )
     if name == "demo":
         sub.add_argument("--folder", default="demo", help="where it writes (default: ./demo)")
         sub.add_argument("--fresh", action="store_true", help="remove what an earlier demo left there, and start over")
@@ -124,6 +139,27 @@ def _options(name: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--limit", type=int, default=20, help="rows to show (default: 20)")
     elif name == "report":
         sub.add_argument("--run", metavar="ID", help="run to show (default: the last one)")
+    elif name == "clean":
+        sub.add_argument("--older-than", type=_days, required=True, metavar="DAYS", help="keep what is younger")
+        sub.add_argument("--yes", action="store_true", help="remove it (default: only say what would be removed)")
+        sub.add_argument("--models", action="store_true", help="also versions of the model that nothing needs")
+
+
+def _date(text: str) -> str:
+    from datetime import datetime
+
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").date().isoformat()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a date as YYYY-MM-DD, such as 2026-11-24 (it is {text!r})"
+        ) from None
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 36500:  # a day protects the runs that are at work
+        raise argparse.ArgumentTypeError(f"expected a whole number of days, 1 to 36500 (it is {text!r})")
+    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -174,7 +210,7 @@ def _stoppable() -> Iterator[None]:
 def _handlers() -> dict[str, Callable[[Any], int]]:
     return {
         "demo": _demo, "plan": _recorded, "train": _recorded, "evaluate": _recorded, "label": _label, "nightly": _recorded,
-        "labels": _labels, "status": _status, "report": _report, "doctor": _doctor,
+        "labels": _labels, "status": _status, "report": _report, "clean": _clean, "doctor": _doctor,
     }  # fmt: skip
 
 
@@ -185,7 +221,12 @@ def _recorded(options: Any) -> int:
     from jobs.config import read_config
     from jobs.runs import Run, execute
 
-    run = Run(options.command, read_config(options.config, options.overrides), options.run_id)
+    overrides = [*options.overrides, *([f"date={options.date}"] if getattr(options, "date", None) else [])]
+    run = Run(options.command, read_config(options.config, overrides), options.run_id)
+    if getattr(options, "dry_run", False):
+        from jobs.estimate import estimate
+
+        return estimate(run, options.json)
     names = {"train": ("again",), "evaluate": ("split",), "label": ("retry_quarantined",)}.get(options.command, ())
     extra = {name: getattr(options, name) for name in names}
     code = execute(run, lambda current: import_module(f"jobs.{options.command}").work(current, **extra))
@@ -226,6 +267,14 @@ def _report(options: Any) -> int:
     from jobs.report import show
 
     return show(read_config(options.config, options.overrides), options.run or options.run_id, options.json)
+
+
+def _clean(options: Any) -> int:
+    from jobs.clean import clean
+    from jobs.config import read_config
+
+    config = read_config(options.config, options.overrides)
+    return clean(config, options.older_than, options.yes, options.models, options.json)
 
 
 def _demo(options: Any) -> int:

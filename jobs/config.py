@@ -1,17 +1,19 @@
 """A config document: one YAML file, then `--set section.key=value`, validated; relative paths made absolute."""
 
+import datetime
 import os
 import posixpath
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.schema import OWN_COLUMNS
 from pipeline.settings import (
     ClusterSettings,
     InputSettings,
@@ -42,6 +44,29 @@ class Config(Section):
     output: OutputSettings = OutputSettings()
     cluster: ClusterSettings = ClusterSettings()
     seed: int = 0
+    date: datetime.date | None = Field(None, description="logical date of the run (--date), ${date} in every string")
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _date_is_spelled_out(cls, value: Any) -> Any:
+        if value is None or isinstance(value, datetime.date):
+            return value
+        if isinstance(value, str) and re.fullmatch(r"\d{4}-\d\d-\d\d", value):
+            return datetime.date.fromisoformat(value)
+        raise ValueError("expected a date as YYYY-MM-DD")  # pydantic would take numbers for seconds since 1970
+
+    @model_validator(mode="after")
+    def _columns_are_not_ours(self) -> "Config":
+        """Refuse columns that could not stand beside ours in a label file."""
+        columns = self.label.columns
+        for name in columns:
+            if name in OWN_COLUMNS:
+                raise ValueError(
+                    f"label.columns: labels have a column {name!r} of their own; rename it in the input, or leave it out"
+                )
+            if columns.count(name) > 1:
+                raise ValueError(f"label.columns: {name!r} stands twice; remove one")
+        return self
 
     @property
     def dataset(self) -> str:
@@ -70,15 +95,21 @@ def read_config(path: str, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply(document, override)
     present = {key: value for key, value in document.items() if value is not None}  # a section may stand empty
+    if "${date}" in str(present) and "date" not in present:
+        present["date"] = datetime.datetime.now().astimezone().date()  # where the scheduler gives none: today, here
+    names = os.environ | ({"date": str(present["date"])} if "date" in present else {})
     try:
-        config = Config.model_validate(_expand(present, path))
+        config = Config.model_validate(_expand(present, path, names))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(path, problem) for problem in error.errors())) from error
     return _absolute(config, path)
 
 
 class _UniqueKeys(yaml.SafeLoader):
-    """YAML in which a key that stands twice is an error; PyYAML lets the last one win without a word."""
+    """YAML in which a key that stands twice is an error; PyYAML lets the last one win without a word.
+
+    And in which 22:30 is text, as in YAML 1.2: PyYAML reads it to the base of 60, as the number 1350.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Refuse repeated keys, then build the mapping."""
@@ -90,6 +121,13 @@ class _UniqueKeys(yaml.SafeLoader):
                 )
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        """Return a number; text when it is a time of day."""
+        return node.value if ":" in node.value else super().construct_yaml_int(node)
+
+
+_UniqueKeys.add_constructor("tag:yaml.org,2002:int", _UniqueKeys.construct_yaml_int)
 
 
 def _parse(path: str) -> dict[str, Any]:
@@ -125,21 +163,21 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
 
 
-def _expand(value: Any, path: str, keys: tuple[str, ...] = ()) -> Any:
-    """Replace ${NAME} by the environment variable, in every string."""
+def _expand(value: Any, path: str, names: Mapping[str, str], keys: tuple[str, ...] = ()) -> Any:
+    """Replace ${NAME} by the environment variable, and ${date} by the run's logical date, in every string."""
     if isinstance(value, dict):
-        return {key: _expand(item, path, (*keys, str(key))) for key, item in value.items()}
+        return {key: _expand(item, path, names, (*keys, str(key))) for key, item in value.items()}
     if isinstance(value, list):
-        return [_expand(item, path, (*keys, str(i))) for i, item in enumerate(value)]
+        return [_expand(item, path, names, (*keys, str(i))) for i, item in enumerate(value)]
     if not isinstance(value, str):
         return value
     for name in re.findall(r"\$\{(\w+)\}", value):
-        if name not in os.environ:
+        if name not in names:
             raise ConfigError(
                 f"{path}: {'.'.join(keys)}: ${{{name}}} is used, but the environment has no variable {name}; "
                 "export it first"
             )
-    return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
+    return re.sub(r"\$\{(\w+)\}", lambda match: names[match[1]], value)
 
 
 def _explain(path: str, problem: Any) -> str:

@@ -1,18 +1,25 @@
 """`nightshift label`: label what the newest plan holds and nothing has labelled yet, check the books, publish the view."""
 
 import math
-from typing import Any
+from collections.abc import Sequence
 
-from jobs.console import counted, say, stage
+from jobs.config import Config
+from jobs.console import say, stage
+from jobs.limits import Limits
 from jobs.plan import present_plan
-from jobs.runs import HELD, NOTHING_NEW, Run, utc_now
+from jobs.runs import Run
+from jobs.settle import counts_of, settle
 from pipeline.counts import Counts
+from pipeline.coverage import Coverage, read_coverage
+from pipeline.deltatable import require_deltalake
 from pipeline.errors import IntegrityError
 from pipeline.layout import Generation
-from pipeline.ledger import LedgerEntry, mismatched, read_ledger
+from pipeline.ledger import LedgerEntry
 from pipeline.plans import Plan
-from pipeline.publication import View, publish, read_view
+from pipeline.publication import read_view
 from pipeline.registry import generation, resolve
+from pipeline.selection import live_paths, row_settings, selected
+from pipeline.settings import InputSettings
 from pipeline.shards import Shard
 from pipeline.tasks import LabelTask
 
@@ -21,135 +28,102 @@ ROUNDS = 3  # of labelling, then comparing the files with the ledger
 
 def work(run: Run, retry_quarantined: bool = False) -> None:
     """Label and publish."""
+    check_output(run)
     version = resolve(run.store, run.config.model.name, run.config.model.version)
     label_plan(run, present_plan(run), version, retry_quarantined)
 
 
+def check_output(run: Run) -> None:
+    """Refuse a table that cannot be kept, before any work starts."""
+    if run.config.output.table == "delta":
+        require_deltalake(run.config.store, run.config.dataset)
+
+
 def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = False) -> None:
     """Label the plan's open shards and publish."""
-    config = run.config
-    asked = generation(plan.dataset, config.model.name, version, config.input, config.label)
-    run.note(model=f"{config.model.name}@{version}", fingerprint=asked.fingerprint)
-    ledger = read_ledger(run.store, asked, plan.shards)
+    coverage = covered(run, plan, version)
     if retry_quarantined:
-        ledger = {shard_id: entry for shard_id, entry in ledger.items() if not entry.quarantine}
-    before = dict(ledger)
-    run.note(skipped=_counts(plan, before).images_in)
-    ledger = _label_rounds(run, plan, asked, version, ledger)
-    done = {shard_id: entry for shard_id, entry in ledger.items() if entry is not before.get(shard_id)}
-    skipped = {shard_id: entry for shard_id, entry in ledger.items() if shard_id not in done}
-    _settle(run, plan, asked, ledger, _counts(plan, done), _counts(plan, skipped))
+        coverage = coverage.without([shard_id for shard_id, entry in coverage.entries.items() if entry.quarantine])
+    before = coverage.entries
+    run.note(skipped=counts_of(plan, before).images_in)
+    limits = Limits(run.config.label, run.started)
+    coverage = _label_rounds(run, plan, version, coverage, limits)
+    done = {shard_id: entry for shard_id, entry in coverage.entries.items() if entry is not before.get(shard_id)}
+    settle(run, plan, coverage, done, open_shards(run, plan, coverage), limits.reason)
 
 
-def _label_rounds(
-    run: Run, plan: Plan, asked: Generation, version: str, ledger: dict[str, LedgerEntry]
-) -> dict[str, LedgerEntry]:
-    """Label until every entry's file is there as committed; return the ledger."""
+def covered(run: Run, plan: Plan, version: str) -> Coverage:
+    """Return what is labelled already, as this config asks for it."""
+    asked = asked_of(run.config, plan, version)
+    run.note(model=f"{asked.model}@{version}", fingerprint=asked.fingerprint)
+    view = read_view(run.store, plan.dataset)
+    return read_coverage(run.store, asked, plan.shards, view, run.config.label.relabel)
+
+
+def asked_of(config: Config, plan: Plan, version: str) -> Generation:
+    """Return the generation that labels by this config belong to."""
+    return generation(plan.dataset, config.model.name, version, _rows(config, plan), config.label)
+
+
+def _rows(config: Config, plan: Plan) -> InputSettings:
+    """Return the input as readers and generations mean it: without the predicates that only choose shards."""
+    return row_settings(config.input, live_paths(plan.shards))
+
+
+def open_shards(run: Run, plan: Plan, coverage: Coverage) -> list[Shard]:
+    """Return the shards that this run is asked to label and that nothing has labelled."""
+    done = coverage.entries
+    return [shard for shard in selected(plan.shards, run.config.input) if shard.id not in done]
+
+
+def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits: Limits) -> Coverage:
+    """Label until every entry's file is there as committed, or a limit is met."""
     for _ in range(ROUNDS):
-        for shard_id in mismatched(run.store, asked, ledger):
+        for shard_id in (lost := coverage.mismatched(run.store)):
             say(f"shard {shard_id}: a file of it is not what the ledger says; labelling it again")
-            del ledger[shard_id]
-        todo = [shard for shard in plan.shards if shard.id not in ledger]
+        coverage = coverage.without(lost)
         failed = {failure["shard"] for failure in run.record["failures"]}
-        if not [shard for shard in todo if shard.id not in failed]:
-            return ledger
-        ledger = ledger | _label_shards(run, todo, asked, version)
-    if lost := mismatched(run.store, asked, ledger):
+        todo = limits.take([shard for shard in open_shards(run, plan, coverage) if shard.id not in failed])
+        if not todo or limits.passed():
+            return coverage
+        coverage = coverage.extended(_label_shards(run, todo, _task(run, plan, coverage.asked, version), limits))
+    if lost := coverage.mismatched(run.store):
         raise IntegrityError(
             f"{len(lost)} shards, such as {lost[0]}, have other files than their ledger says, {ROUNDS} times in a row; nothing "
             f"was published. Something else writes to {run.store.url}, or it loses what it was given: find out which"
         )
-    return ledger
+    return coverage
 
 
-def _label_shards(run: Run, shards: list[Shard], asked: Generation, version: str) -> dict[str, LedgerEntry]:
+def _task(run: Run, plan: Plan, asked: Generation, version: str) -> LabelTask:
+    config = run.config
+    threads = max(1, math.ceil(config.label.cpus_per_worker))
+    return LabelTask(
+        config.store, config.storage, _rows(config, plan), config.label, asked, version, run.id, threads
+    )  # fmt: skip
+
+
+def _label_shards(run: Run, shards: Sequence[Shard], task: LabelTask, limits: Limits) -> dict[str, LedgerEntry]:
     from cluster.dispatch import Failure
     from cluster.labeller import label
 
-    config, entries, failures, done = run.config, {}, [], Counts()
-    threads = max(1, math.ceil(config.label.cpus_per_worker))
+    entries: dict[str, LedgerEntry] = {}
+    failures = []
+    done = Counts(*(run.record[key] for key in ("images_in", "labelled", "quarantined")))
     run.start_cluster()
-    task = LabelTask(config.store, config.storage, config.input, config.label, asked, version, run.id, threads)
     with stage("label", sum(shard.num_images for shard in shards)) as progress:
-        for shard, outcome in label(shards, task):
+        for shard, outcome in label(shards, task, limits.passed):
             progress.advance(shard.num_images)
             if isinstance(outcome, Failure):
-                failures.append({"shard": shard.id, "error": outcome.error, "attempts": outcome.attempts})
+                failures.append(
+                    {"shard": shard.id, "kind": outcome.kind, "error": outcome.error, "attempts": outcome.attempts}
+                )
             else:
                 entries[shard.id] = outcome
+                limits.count(outcome.live_counts(shard).images_in)
                 done += outcome.live_counts(shard)
                 run.count(done)  # a run that is stopped says what it did
     run.stage("label", progress.seconds, progress.done)
+    failures = [*run.record["failures"], *failures]
     run.note(failures=failures, failed_shards=len(failures), images_per_s=round(progress.rate, 1))
     return entries
-
-
-def _settle(
-    run: Run, plan: Plan, asked: Generation, ledger: dict[str, LedgerEntry], done: Counts, skipped: Counts
-) -> None:
-    """Check the books, publish or hold back, and say what happened."""
-    run.count(done)
-    run.note(skipped=skipped.images_in)
-    done.check(f"run {run.id}")
-    _report_failures(run)
-    reason = _held(run, plan, asked, ledger)
-    if reason:
-        run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
-    else:
-        view, new = publish(run.store, asked, plan, ledger, _about(run))
-        run.note(view=view.n, duplicates=view.document["duplicates"])
-        _announce(run, view, new, done)
-        if view.document["plan"] > plan.n:
-            run.end(
-                HELD,
-                f"plan {plan.n} was overtaken by plan {view.document['plan']}, whose view stays; the labels are kept",
-            )
-    if run.config.label.require_new and not done.images_in:
-        run.end(NOTHING_NEW)
-
-
-def _held(run: Run, plan: Plan, asked: Generation, ledger: dict[str, LedgerEntry]) -> str:
-    """Return why the result must not be published, an empty string when it may."""
-    view = read_view(run.store, plan.dataset)
-    if not ledger:
-        return "no shard could be labelled" if plan.shards else "the plan holds no images"
-    same = view is not None and view.document["generation"] == asked.name
-    if run.record["failed_shards"] and view and not same:
-        return "a new model's labels are published only when every shard is labelled"
-    fresh = {
-        shard_id: entry for shard_id, entry in ledger.items() if not (same and view and shard_id in view.shard_ids)
-    }
-    counts, limit = _counts(plan, fresh), run.config.label.max_bad_fraction
-    if counts.bad_fraction > limit:
-        return (
-            f"{counts.quarantined:,} of {counts.images_in:,} new images are bad ({counts.bad_fraction:.1%}), more than "
-            f"label.max_bad_fraction = {limit:g}; look at `nightshift report`, then correct the input or raise the limit"
-        )
-    return ""
-
-
-def _report_failures(run: Run) -> None:
-    for failure in run.record["failures"][:5]:
-        say(f"shard {failure['shard']} failed {failure['attempts']} time(s): {failure['error']}")
-    if run.record["failures"]:
-        run.end(HELD, f"{counted(len(run.record['failures']), 'shard')} failed; the same command tries them again")
-
-
-def _about(run: Run) -> dict[str, Any]:
-    return {"model": run.record["model"], "run_id": run.id, "published_at": utc_now()}
-
-
-def _announce(run: Run, view: View, new: bool, done: Counts) -> None:
-    say(
-        f"{counted(done.images_in)} in = {done.labelled:,} labelled + {done.quarantined:,} quarantined; "
-        f"{run.record['skipped']:,} were done before"
-    )
-    if view.document["duplicates"]:
-        say(f"quarantined with both locations: {counted(view.document['duplicates'], 'row')} whose image id is taken")
-    say(
-        f"view {view.n} {'published' if new else 'unchanged'}: {view.counts.labelled:,} labels of {run.record['model']}"
-    )
-
-
-def _counts(plan: Plan, entries: dict[str, LedgerEntry]) -> Counts:
-    return sum((entries[s.id].live_counts(s) for s in plan.shards if s.id in entries), Counts())

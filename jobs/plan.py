@@ -1,8 +1,14 @@
 """`nightshift plan`: look at the input and bring its shards up to date."""
 
+from collections.abc import Callable
+from dataclasses import asdict
+
 from jobs.console import counted, say, stage
 from jobs.runs import HELD, Run, utc_now
-from pipeline.plans import Plan, read_plan
+from pipeline.plans import Changes, Plan, read_plan
+from pipeline.storage import Storage
+
+Save = Callable[[Storage, Plan, str], None]
 
 
 def work(run: Run) -> None:
@@ -12,27 +18,36 @@ def work(run: Run) -> None:
     say(f"{counted(plan.num_images)} in {counted(len(plan.shards), 'shard')}, {known} {plan.n} of {plan.dataset}")
 
 
-def make_plan(run: Run) -> tuple[Plan, bool]:
-    """Plan. Files that cannot be read are listed and make the run end with 3."""
+def make_plan(run: Run, save: Save | None = None) -> tuple[Plan, bool]:
+    """Plan, and let `save` keep a new snapshot (default: in the store). Files that cannot be read make the run end with 3."""
     from cluster.planner import plan as plan_input
 
     config = run.config
     with stage("plan", None, "files") as progress:
-        plan, new = plan_input(run.store, config.input, config.storage, utc_now(), run.start_cluster, progress.advance)
+        plan, new = plan_input(
+            run.store,
+            config.input,
+            config.storage,
+            utc_now(),
+            run.start_cluster,
+            progress.advance,
+            config.label.columns,
+            save,
+        )
     run.stage("plan", progress.seconds, plan.num_images)
     if plan.ignored_files:
         say(f"ignored: {counted(plan.ignored_files, 'other file')}")
-    if new and plan.details.get("images_gone"):
-        say(
-            f"{counted(plan.details['images_gone'])} vanished or changed since snapshot {plan.n - 1}; their labels leave the view"
-        )
+    what = plan.details["changes"] if new else asdict(Changes(0, 0, 0))
+    run.note(changes=what)
+    if new and plan.n > 1:
+        say(f"new {what['new']:,}, changed {what['changed']:,}, deleted {counted(what['deleted'])}")
     note_failed_files(run, plan)
     return plan, new
 
 
-def present_plan(run: Run) -> Plan:
+def present_plan(run: Run, save: Save | None = None) -> Plan:
     """Return the newest plan, made now if there is none."""
-    plan = read_plan(run.store, run.config.dataset) or make_plan(run)[0]
+    plan = read_plan(run.store, run.config.dataset) or make_plan(run, save)[0]
     note_failed_files(run, plan)
     return plan
 

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import Any
@@ -52,13 +52,15 @@ class Run:
 
     def __init__(self, command: str, config: Config, run_id: str | None) -> None:
         self.config, self.store = config, config.open_store()
-        self.id = run_id or f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{command}-{uuid.uuid4().hex[:4]}"
+        self.started = datetime.now(UTC)
+        self.id = run_id or _name(command, self.started, config.date)
         if run_id is not None:
             _check_name(self.store, run_id)
         self._started, self._session, self._joined = monotonic(), ExitStack(), False
         self.record: dict[str, Any] = {
             "run_id": self.id, "command": command, "dataset": config.dataset, "started_at": utc_now(),
-            "images_in": 0, "labelled": 0, "quarantined": 0, "skipped": 0, "failed_shards": 0, "images_per_s": None,
+            "date": str(config.date) if config.date else None, "images_in": 0, "labelled": 0, "quarantined": 0,
+            "skipped": 0, "remaining": 0, "failed_shards": 0, "images_per_s": None,
             "model": None, "fingerprint": None, "exit_code": OK, "failures": [], "failed_files": [], "stages": [],
             "view": None, "config": without_secrets(config.model_dump(mode="json")),
             "versions": library_versions(LIBRARIES),
@@ -99,6 +101,12 @@ class Run:
         self.record.setdefault("outcome", OUTCOMES[OK])
         self.note(finished_at=utc_now(), seconds=round(monotonic() - self._started, 3))
         self.store.create(f"{layout.run(self.id)}/run.json", encode(self.record))
+
+
+def _name(command: str, started: datetime, logical: date | None) -> str:
+    """Return a run's own name: with a logical date in front, by which the reruns of one night are found."""
+    at, chance = f"{started:%Y%m%dT%H%M%S}", uuid.uuid4().hex[:4]
+    return f"{logical}-{command}-{at}-{chance}" if logical else f"{at}-{command}-{chance}"
 
 
 def _check_name(store: Storage, run_id: str) -> None:
@@ -156,7 +164,18 @@ def _record(store: Storage, path: str) -> Document | None:
 
 
 def execute(run: Run, work: Callable[[Run], None]) -> int:
-    """Do the work of a run, record how it ended, say so, and return the exit code."""
+    """Do the work of a run, record how it ended in the store, say so, and return the exit code."""
+    perform(run, work)
+    try:
+        run.save()
+    except (StorageError, TransientError) as error:
+        say(f"the run's record cannot be written: {error}")
+        run.end(FAILED, "the store cannot be written")
+    return conclude(run)
+
+
+def perform(run: Run, work: Callable[[Run], None]) -> None:
+    """Do the work of a run and settle how it ended; nothing is recorded in the store."""
     try:
         work(run)
     except KeyboardInterrupt:
@@ -168,11 +187,10 @@ def execute(run: Run, work: Callable[[Run], None]) -> int:
         if os.environ.get("NIGHTSHIFT_DEBUG"):
             traceback.print_exc()
     run.leave_cluster()
-    try:
-        run.save()
-    except (StorageError, TransientError) as error:
-        say(f"the run's record cannot be written: {error}")
-        run.end(FAILED, "the store cannot be written")
+
+
+def conclude(run: Run) -> int:
+    """Say how a run ended unless all is well, and return the exit code."""
     code: int = run.record["exit_code"]
     if code != OK:
         say(f"nightshift {run.record['command']}: {run.record['outcome']}")

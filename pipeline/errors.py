@@ -4,6 +4,7 @@
     ├── UsageError                      exit 2: the person can correct it
     │   ├── ConfigError                 the config file or a --set
     │   ├── InputError                  the input data set cannot be used as described
+    │   │   └── EmptyInputError         there is nothing to read at all: hold the night if there was something before
     │   └── ModelError                  weights, builder or bundle do not fit
     ├── StorageError                    the store answered no, and asking again will not help
     │   ├── NotFoundError               no such object
@@ -37,6 +38,10 @@ class ConfigError(UsageError):
 
 class InputError(UsageError):
     """The input data set cannot be used as the config describes it."""
+
+
+class EmptyInputError(InputError):
+    """The input does not exist, or holds no file that can be read."""
 
 
 class ModelError(UsageError):

@@ -24,12 +24,12 @@ class Judge:
         self._predictor = Predictor(load_bundle(store, task.model, task.version), 5)
         self._reader = ShardReader(task.input, task.storage)
 
-    def __call__(self, shard: Shard) -> Sums:
-        """Return the sums over the shard's rows of the task's splits."""
+    def __call__(self, shard: Shard, halvings: int = 0) -> Sums:
+        """Return the sums over the shard's rows of the task's splits, in batches halved so often."""
         sums, classes = Sums(), self._predictor.bundle.architecture.classes
         transforms = self._predictor.transforms
         decode_row = decoder(transforms, self._task.input.max_pixels)
-        for batch in decoded_batches(self._judged(shard), decode_row, transforms, self._task.threads):
+        for batch in decoded_batches(self._judged(shard, halvings), decode_row, transforms, self._task.threads):
             sums.quarantined += len(batch.bad)
             log_probabilities = self._predictor.log_probabilities(batch)
             targets = [classes.index_of(row.label) for row in batch.good]
@@ -47,9 +47,9 @@ class Judge:
                     )
         return sums
 
-    def _judged(self, shard: Shard) -> Iterator[list[Row]]:
+    def _judged(self, shard: Shard, halvings: int) -> Iterator[list[Row]]:
         """Yield the labelled rows of the wanted splits; rows that cannot be read are counted by the decoder."""
-        for rows in self._reader.read(shard, self._task.label.batch_size):
+        for rows in self._reader.read(shard, self._task.label.halved(halvings).batch_size):
             wanted = [row for row in rows if row.label is not None and self._split(row) in self._task.splits]
             if wanted:
                 yield wanted

@@ -31,10 +31,10 @@ class Extractor:
             self._size = zoo.split_head(net)
             self._engine = TorchEngine(net, self._transforms)
 
-    def __call__(self, shard: Shard) -> int:
-        """Write one shard's table and return its number of rows: the shard's readable images."""
+    def __call__(self, shard: Shard, halvings: int = 0) -> int:
+        """Write one shard's table and return its number of rows: its readable images. Batches are halved so often."""
         decode_row = decoder(self._transforms, self._task.input.max_pixels)
-        chunks = self._reader.read(shard, self._task.batch_size)
+        chunks = self._reader.read(shard, max(1, self._task.batch_size >> halvings))
         batches = decoded_batches(chunks, decode_row, self._transforms, self._task.threads)
         schema = examples_schema(self._size)
         pieces = [self._table(batch, schema) for batch in batches if batch.good]

@@ -1,10 +1,12 @@
 """Labelling one shard: read, decode, predict, write, commit. A plain function; who calls it where is not its business.
 
-The order is the protocol: predictions and quarantine under their fixed names, then the ledger entry. A retry, a zombie
-or a second run repeats work and corrupts nothing.
+The order is the protocol: predictions and quarantine under the names that are the run's own, then the ledger entry,
+which names them. A retry, a zombie or a second run repeats work and corrupts nothing.
 """
 
 from collections import Counter, defaultdict
+from dataclasses import replace
+from threading import Lock
 from time import perf_counter
 from typing import Any
 
@@ -33,13 +35,15 @@ class Predictor:
     def __init__(self, bundle: Bundle, top_k: int) -> None:
         self.bundle, self.transforms = bundle, bundle.architecture.transforms
         self.engine = TorchEngine(bundle.net, self.transforms)
+        self._turn = Lock()  # two shards of a labeller take turns at the engine
         self._top_k = min(top_k, len(bundle.architecture.classes))
 
     def log_probabilities(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Return float64 [B, K]; ModelError when the network answers with anything but finite numbers."""
         if not batch.good:
             return np.empty((0, len(self.bundle.architecture.classes)))
-        logits = self.engine(batch.pixels)
+        with self._turn:
+            logits = self.engine(batch.pixels)
         finite = np.isfinite(logits).all(axis=1)
         if not finite.all():
             raise ModelError(
@@ -61,17 +65,19 @@ class Predictor:
 
 
 class Labeller:
-    """Labels shards with one model, which is loaded once."""
+    """Labels shards with one model, which is loaded once; several threads may call it at a time."""
 
     def __init__(self, task: LabelTask) -> None:
         self._task = task
         self._store = open_storage(task.store, task.storage)
         self._predictor = Predictor(load_bundle(self._store, task.generation.model, task.version), task.label.top_k)
-        self._reader = ShardReader(task.input.without_truth(), task.storage)
+        source, label = task.input.without_truth(), task.label
+        self._reader = ShardReader(source, task.storage, label.columns, label.buffer_mb << 20)
 
-    def __call__(self, shard: Shard) -> LedgerEntry:
-        """Label and commit one shard."""
-        return label_shard(shard, self._task, self._store, self._reader, self._predictor)
+    def __call__(self, shard: Shard, halvings: int = 0) -> LedgerEntry:
+        """Label and commit one shard, in batches halved so often: memory ran out with larger ones."""
+        task = replace(self._task, label=self._task.label.halved(halvings))
+        return label_shard(shard, task, self._store, self._reader, self._predictor)
 
 
 def label_shard(
@@ -118,14 +124,14 @@ def _commit(
     shard: Shard, task: LabelTask, store: Storage, reader: ShardReader,
     labelled: list[dict[str, Any]], rejected: list[dict[str, Any]], seconds: dict[str, float], predictor: Predictor,
 ) -> LedgerEntry:  # fmt: skip
-    started, id_type = perf_counter(), reader.id_type(shard)
-    segments = _count_segments(shard, labelled, rejected)
-    labels = write_table(store, task.generation.labels(shard.id), table_of(labelled, prediction_schema(id_type)))
-    quarantine = (
-        write_table(store, task.generation.quarantine(shard.id), table_of(rejected, quarantine_schema(id_type)))
-        if rejected
-        else None
-    )
+    started, id_type, extra = perf_counter(), reader.id_type(shard), reader.extra_fields(shard)
+    segments = _count_segments(shard, reader.matched(shard), labelled, rejected)
+    asked, run_id, quarantine = task.generation, task.run_id, None
+    table = table_of(labelled, prediction_schema(id_type, extra))
+    labels = write_table(store, asked.labels(shard.id, run_id), table)
+    if rejected:
+        table = table_of(rejected, quarantine_schema(id_type, extra))
+        quarantine = write_table(store, asked.quarantine(shard.id, run_id), table)
     seconds["write"] = perf_counter() - started
     bins = np.histogram([row["confidence"] for row in labelled], CONFIDENCE_BINS, (0, 1))[0]
     entry = LedgerEntry(
@@ -141,20 +147,24 @@ def _commit(
 
 
 def _count_segments(
-    shard: Shard, labelled: list[dict[str, Any]], rejected: list[dict[str, Any]]
+    shard: Shard, matched: dict[str, int], labelled: list[dict[str, Any]], rejected: list[dict[str, Any]]
 ) -> dict[str, list[int]]:
-    """Return [images in, labelled, quarantined] per live segment, after checking that they balance with the plan."""
+    """Return [images in, labelled, quarantined] per live segment, after checking that they balance with the input.
+
+    `matched` are the rows that the filter takes: without one those that were planned.
+    """
     good, bad = Counter(row["segment"] for row in labelled), Counter(row["segment"] for row in rejected)
     for segment in shard.live:
-        Counts(segment.num_rows, good[segment.key], bad[segment.key]).check(f"shard {shard.id}, segment {segment.key}")
-    return {segment.key: [segment.num_rows, good[segment.key], bad[segment.key]] for segment in shard.live}
+        counts = Counts(matched[segment.key], good[segment.key], bad[segment.key])
+        counts.check(f"shard {shard.id}, segment {segment.key}")
+    return {segment.key: [matched[segment.key], good[segment.key], bad[segment.key]] for segment in shard.live}
 
 
 def _prediction(row: Row, size: tuple[int, int], top: list[dict[str, Any]], model: str) -> dict[str, Any]:
     return {
         "image_id": row.image_id, "uri": row.uri, "label": top[0]["label"], "class_index": top[0]["class_index"],
         "confidence": top[0]["probability"], "top_k": top, "width": size[0], "height": size[1], "model": model,
-        "content_hash": row.content_hash, "segment": row.segment,
+        "content_hash": row.content_hash, "segment": row.segment, **row.extra,
     }  # fmt: skip
 
 
@@ -162,5 +172,5 @@ def _rejection(row: Row, error: ImageError) -> dict[str, Any]:
     cause = type(error.__cause__ or error).__name__
     return {
         "image_id": row.image_id, "uri": row.uri, "stage": error.stage, "reason": error.reason, "error_type": cause,
-        "message": error.message, "content_hash": row.content_hash, "segment": row.segment,
+        "message": error.message, "content_hash": row.content_hash, "segment": row.segment, **row.extra,
     }  # fmt: skip

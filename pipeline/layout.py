@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from pipeline.documents import digest
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -16,22 +18,35 @@ class Generation:
         """Return `<model>@<fingerprint>`, the folder that the three kinds of files share."""
         return f"{self.model}@{self.fingerprint}"
 
-    def labels(self, shard_id: str) -> str:
-        """Path of a shard's predictions."""
-        return f"labels/{self.dataset}/{self.name}/{shard_id}.parquet"
+    def labels(self, shard_id: str, run_id: str) -> str:
+        """Path of a shard's predictions, as one run writes them: no run overwrites what another one has published."""
+        return f"{self.folder('labels')}/{_by_run(shard_id, run_id)}"
 
-    def trimmed(self, name: str) -> str:
-        """Path of a copy of predictions without stale rows."""
-        return f"labels/{self.dataset}/{self.name}/trimmed/{name}.parquet"
+    def quarantine(self, shard_id: str, run_id: str) -> str:
+        """Path of a shard's rejected rows, as one run writes them."""
+        return f"{self.folder('quarantine')}/{_by_run(shard_id, run_id)}"
 
-    def quarantine(self, shard_id: str) -> str:
-        """Path of a shard's rejected rows."""
-        return f"quarantine/{self.dataset}/{self.name}/{shard_id}.parquet"
+    def copy(self, kind: str, reason: str, name: str) -> str:
+        """Path of rows copied when publishing: `reason` is `trimmed`, `compacted` or `duplicates`."""
+        return f"{self.folder(kind)}/{reason}/{name}.parquet"
+
+    def folder(self, kind: str) -> str:
+        """Folder of all `labels` or `quarantine` files of the generation."""
+        return f"{kind}/{self.dataset}/{self.name}"
 
     def ledger(self, shard_id: str = "") -> str:
         """Path of a shard's commit, or of the folder of all."""
         folder = f"ledger/{self.dataset}/{self.name}"
         return f"{folder}/{shard_id}.json" if shard_id else folder
+
+
+def _by_run(shard_id: str, run_id: str) -> str:
+    return f"{shard_id}-{digest(run_id, 6)}.parquet"
+
+
+def table(dataset: str) -> str:
+    """Folder of a data set's Delta table, which all generations of its labels lie below."""
+    return f"labels/{dataset}"
 
 
 def plans(dataset: str) -> str:
@@ -42,6 +57,11 @@ def plans(dataset: str) -> str:
 def published(dataset: str) -> str:
     """Folder of a data set's views."""
     return f"published/{dataset}"
+
+
+def identities(dataset: str) -> str:
+    """Folder of a data set's digests of image ids: a cache."""
+    return f"cache/identities/{dataset}"
 
 
 def features(dataset: str, fingerprint: str, shard_id: str) -> str:

@@ -69,8 +69,8 @@ def read_ledger(storage: Storage, generation: Generation, shards: Iterable[Shard
 
 def mismatched(storage: Storage, generation: Generation, entries: dict[str, LedgerEntry]) -> list[str]:
     """Return the shards with a file that is not what the ledger says, by one listing of each kind: gone, or of another size."""
-    folders = [f"{kind}/{generation.dataset}/{generation.name}" for kind in ("labels", "quarantine")]
-    sizes = {found.path: found.size_bytes for folder in folders for found in storage.list(folder)}
+    kinds = ("labels", "quarantine")
+    sizes = {found.path: found.size_bytes for kind in kinds for found in storage.list(generation.folder(kind))}
     return [
         shard_id
         for shard_id, entry in entries.items()

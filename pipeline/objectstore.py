@@ -1,93 +1,177 @@
-"""S3, GCS, Azure, HTTP and memory as Storage, through obstore (Rust object_store), which retries and limits by itself."""
+"""S3, GCS, Azure, HTTP and memory as Storage, through obstore (Rust object_store).
+
+Each request is made once and asked again by our own loop, which knows what a lost answer means. Only the pages of a
+listing are asked again by obstore, which knows the page's token; what it leaves, we resume after the last name.
+"""
 
 import io
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, BinaryIO, cast
+from functools import lru_cache
+from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import quote
 
 import obstore
 from obstore import exceptions as failures
 from obstore.store import MemoryStore, from_url
 
-from pipeline.errors import (
-    AccessDeniedError,
-    AlreadyExistsError,
-    ConfigError,
-    NightshiftError,
-    NotFoundError,
-    StorageError,
-    TransientError,
-)
+from pipeline.answers import RefusedForNowError, exhausted, first_line, translated
+from pipeline.errors import AlreadyExistsError, ConfigError, NotFoundError, TransientError
+from pipeline.refusals import changed, printable, vanished
+from pipeline.retrying import FIRST_PAUSE_S, LONGEST_PAUSE_S, Trial, retried
 from pipeline.settings import StorageSettings
-from pipeline.storage import Entry, changed, join, scheme_of
+from pipeline.storage import Entry, join, open_storage, patience_of, scheme_of
 
-PASSING_REFUSALS = (408, 409, 425, 429)  # HTTP: timeout, conflict, too early, too many requests
+Result = TypeVar("Result")
+PAGE = 1000  # entries that a listing hands over at once: the page of most stores
 _memory: dict[str, MemoryStore] = {}
+
+
+@lru_cache
+def _slots(max_connections: int) -> threading.BoundedSemaphore:
+    """Return the one semaphore that all requests of this process pass."""
+    return threading.BoundedSemaphore(max_connections)
 
 
 class ObjectStorage:
     """A prefix of a bucket. Every write is one PUT, which readers see whole or not at all."""
 
     def __init__(self, url: str, settings: StorageSettings) -> None:
-        self.url = url
-        self._store = _connect(url, settings)
+        self.url, self._settings = url, settings
+        self._store, self._lister = _connect(url, settings, 0), _connect(url, settings, settings.max_retries)
+        self._slots, self._patience = _slots(settings.max_connections), patience_of(settings)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """Travel as what was asked for: every process has one client per folder."""
+        return open_storage, (self.url, self._settings)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """See Storage. The order is the store's."""
-        with _translated(join(self.url, prefix)):
-            for batch in obstore.list(self._store, prefix or None):
-                for meta in batch:
-                    if not meta["path"].rsplit("/", 1)[-1].startswith("."):
-                        yield _entry(meta)
+        """See Storage. The order is the store's: by name, byte for byte, on S3, GCS and Azure."""
+        trial, last, by_name = Trial(self._patience), "", True
+        while True:
+            try:
+                for page in self._pages(prefix, last):
+                    trial.progressed()
+                    for meta in page:
+                        by_name, last = by_name and meta["path"] > last, meta["path"]
+                        if not last.rsplit("/", 1)[-1].startswith("."):
+                            yield self._entry(meta)
+                return
+            except TransientError as error:
+                if exhausted(error) or not by_name:  # without an order nobody knows what is still to come
+                    raise
+                trial.failed(error)
+
+    def _pages(self, prefix: str, after: str) -> Iterator[Sequence[Any]]:
+        """Yield what is listed after the name `after`, some entries at a time."""
+        location = join(self.url, prefix)
+        with translated(location):
+            stream = iter(obstore.list(self._lister, prefix or None, offset=after or None, chunk_size=PAGE))
+        while True:
+            with self._slots, translated(location):
+                page = next(stream, None)
+            if page is None:
+                return
+            yield page
 
     def stat(self, path: str) -> Entry:
         """See Storage."""
-        with _translated(join(self.url, path)):
-            return _entry(obstore.head(self._store, path))
+        return self._entry(self._ask(path, lambda: obstore.head(self._store, path)))
 
     def read(self, path: str, version: str | None = None) -> bytes:
-        """See Storage."""
-        with _translated(join(self.url, path)):
-            result = obstore.get(self._store, path)
-            found, data = _entry(result.meta), bytes(result.bytes())
-        if version is not None and found.version != version:
-            raise changed(join(self.url, path))
-        return data
+        """See Storage. One request: a body that is not `version` is not even sent."""
+        return self._get(path, version)
 
     def open(self, path: str, version: str | None = None) -> BinaryIO:
         """See Storage. Every later range request carries If-Match, so one handle never mixes two versions."""
-        found = self.stat(path)
+        try:
+            found = self.stat(path)
+        except NotFoundError as error:
+            raise (error if version is None else vanished(join(self.url, path))) from error
         if version is not None and found.version != version:
             raise changed(join(self.url, path))
-        return cast(BinaryIO, io.BufferedReader(_RangeReader(self._store, self.url, found), buffer_size=1 << 16))
+        return cast(BinaryIO, _RangeReader(found, self._get))
+
+    def _get(self, path: str, version: str | None, span: tuple[int, int] | None = None) -> bytes:
+        """Read an object, or the bytes [start, end) of it."""
+        options: dict[str, Any] = {"range": span} if span else {}
+        if version and version.startswith('"'):  # a weak etag matches nothing
+            options["if_match"] = version
+
+        def get() -> tuple[Any, bytes]:
+            result = obstore.get(self._store, path, options=options)
+            return result.meta, bytes(result.bytes())
+
+        try:
+            meta, data = self._ask(path, get)
+        except NotFoundError as error:
+            raise (error if version is None else vanished(join(self.url, path))) from error
+        if version is not None and self._entry(meta).version != version:
+            raise changed(join(self.url, path))
+        expected = span[1] - span[0] if span else meta["size"]
+        if len(data) != expected:
+            raise TransientError(f"{printable(join(self.url, path))}: {len(data)} bytes came, expected {expected}")
+        return data
 
     def write(self, path: str, data: bytes) -> None:
         """See Storage."""
-        with _translated(join(self.url, path)):
-            obstore.put(self._store, path, data, use_multipart=False)
+        self._ask(path, lambda: obstore.put(self._store, path, data, use_multipart=False))
 
     def create(self, path: str, data: bytes) -> None:
         """See Storage: a conditional PUT (If-None-Match)."""
-        with _translated(join(self.url, path)):
-            obstore.put(self._store, path, data, mode="create", use_multipart=False)
+        unanswered = False
+
+        def put() -> None:
+            nonlocal unanswered
+            try:
+                with translated(join(self.url, path)):
+                    obstore.put(self._store, path, data, mode="create", use_multipart=False)
+            except TransientError as error:
+                unanswered = unanswered or not isinstance(error, RefusedForNowError)
+                raise
+
+        try:
+            self._ask(path, put)
+        except AlreadyExistsError:
+            # An earlier attempt may have gone through without an answer: then what is there is ours.
+            if not unanswered or self.read(path) != data:
+                raise
 
     def delete(self, path: str) -> None:
         """See Storage."""
-        with _translated(join(self.url, path)):
+
+        def delete() -> None:
             try:
                 obstore.delete(self._store, path)
             except FileNotFoundError:
                 return
 
+        self._ask(path, delete)
+
+    def _ask(self, path: str, request: Callable[[], Result]) -> Result:
+        """Return the store's answer to one request, asked again while it has none."""
+        location = join(self.url, path)
+
+        def attempt() -> Result:
+            with self._slots, translated(location):
+                return request()
+
+        return retried(attempt, self._patience)
+
+    def _entry(self, meta: Any) -> Entry:
+        """Name the version by the etag as HTTP spells it: Azure leaves the quotes out in listings, and only there."""
+        version = meta["e_tag"] or meta["last_modified"].isoformat()
+        if meta["e_tag"] and not version.startswith(('"', "W/")) and not isinstance(self._store, MemoryStore):
+            version = f'"{version}"'
+        return Entry(meta["path"], meta["size"], version, meta["last_modified"])
+
 
 class _RangeReader(io.RawIOBase):
-    """Random access to one version of an object."""
+    """Random access to one version of an object. Each read is one request: Parquet readers know what they need."""
 
-    def __init__(self, store: Any, url: str, entry: Entry) -> None:
-        self._store, self._url, self._entry, self._position = store, url, entry, 0
+    def __init__(self, entry: Entry, get: Callable[[str, str, tuple[int, int]], bytes]) -> None:
+        self._entry, self._get, self._position = entry, get, 0
 
     def readable(self) -> bool:
         return True
@@ -103,26 +187,27 @@ class _RangeReader(io.RawIOBase):
         self._position = base + offset
         return self._position
 
-    def readinto(self, buffer: Any) -> int:
-        start = self._position
-        end = min(start + len(buffer), self._entry.size_bytes)
+    def read(self, size: int | None = -1) -> bytes:
+        start, end = self._position, self._entry.size_bytes
+        if size is not None and size >= 0:
+            end = min(start + size, end)
         if start >= end:
-            return 0
-        options: dict[str, Any] = {"range": (start, end)}
-        if self._entry.version.startswith('"'):
-            options["if_match"] = self._entry.version
-        with _translated(join(self._url, self._entry.path)):
-            data = obstore.get(self._store, self._entry.path, options=options).bytes()
-        buffer[: len(data)] = memoryview(data)
-        self._position += len(data)
+            return b""
+        data = self._get(self._entry.path, self._entry.version, (start, end))
+        self._position = end
+        return data
+
+    def readall(self) -> bytes:
+        return self.read()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
         return len(data)
 
 
-def _entry(meta: Any) -> Entry:
-    return Entry(meta["path"], meta["size"], meta["e_tag"] or meta["last_modified"].isoformat())
-
-
-def _connect(url: str, settings: StorageSettings) -> Any:
+def _connect(url: str, settings: StorageSettings, max_retries: int) -> Any:
+    """Make a client that asks again by itself up to `max_retries` times; nothing is contacted yet."""
     scheme = scheme_of(url)
     if scheme == "memory":
         return _memory.setdefault(url, MemoryStore())
@@ -131,7 +216,9 @@ def _connect(url: str, settings: StorageSettings) -> Any:
     endpoint = settings.endpoint or ""
     if endpoint.startswith("http://") or scheme == "http":
         client["allow_http"] = True
-    retry: dict[str, Any] = {"max_retries": settings.max_retries, "retry_timeout": timeout * (settings.max_retries + 1)}
+    backoff = {"init_backoff": timedelta(seconds=FIRST_PAUSE_S), "max_backoff": timedelta(seconds=LONGEST_PAUSE_S)}
+    limit = timedelta(seconds=settings.retry_s)
+    retry: dict[str, Any] = {"max_retries": max_retries, "retry_timeout": limit, "backoff": backoff}
     options = _s3_options(settings) if scheme in ("s3", "s3a") else _other_options(scheme, settings)
     scheme, _, path = url.partition("://")
     # from_url takes its argument as a URL, where %, # and ? have a meaning; in ours they are part of the key.
@@ -140,7 +227,7 @@ def _connect(url: str, settings: StorageSettings) -> Any:
         return from_url(f"{scheme}://{quote(path, safe)}", client_options=client, retry_config=retry, **options)
     except (failures.BaseError, ValueError) as error:
         raise ConfigError(
-            f"{url} names no place in an object store ({_first_line(error)}); expected a bucket or container and "
+            f"{printable(url)} names no place in an object store ({first_line(error)}); expected a bucket or container and "
             "a prefix, such as s3://bucket/folder"
         ) from error
 
@@ -170,54 +257,3 @@ def _other_options(scheme: str, settings: StorageSettings) -> dict[str, Any]:
     config = {"endpoint": settings.endpoint if azure else None, "skip_signature": settings.anonymous or None}
     known = {key: value for key, value in config.items() if value is not None and (azure or scheme == "gs")}
     return {"config": known} if known else {}
-
-
-@contextmanager
-def _translated(location: str) -> Iterator[None]:
-    """Turn obstore's errors into ours, with the location in the message."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise NotFoundError(f"{location} does not exist") from error
-    except failures.AlreadyExistsError as error:
-        raise AlreadyExistsError(f"{location} exists already") from error
-    except failures.PreconditionError as error:
-        raise changed(location) from error
-    except (failures.PermissionDeniedError, failures.UnauthenticatedError, PermissionError) as error:
-        raise _denied(location) from error
-    except failures.GenericError as error:
-        raise _generic(location, error) from error
-    except (failures.BaseError, ValueError) as error:  # ValueError: a key that object_store cannot spell, such as a//b
-        raise StorageError(f"{location}: {_first_line(error)}; use another name, or another store") from error
-
-
-def _generic(location: str, error: Exception) -> NightshiftError:
-    """Tell the refusals that obstore (as of 0.12) calls generic, among them all of LIST, from what may pass."""
-    words = str(error)
-    status = re.search(r"status code: (\d{3})", words)
-    code = int(status[1]) if status else 0
-    refused = 400 <= code < 500 and code not in PASSING_REFUSALS and "RequestTimeout" not in words
-    if "/latest/api/token" in words or "/latest/meta-data" in words:  # where object_store asks when it was given none
-        return (StorageError if refused else TransientError)(
-            f"{location}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or run where the platform "
-            "gives them), or storage.anonymous for a public bucket"
-        )
-    if code in (401, 403):
-        return _denied(location)
-    if code == 404:
-        return NotFoundError(f"{location} does not exist: check the bucket's name")
-    if code in (301, 307) or "incorrectly configured region" in words:
-        return StorageError(f"{location}: the bucket is in another region; set storage.region to its own")
-    if refused:
-        return StorageError(f"{location}: {_first_line(error)}; check the storage section and the URL")
-    return TransientError(f"{location}: {_first_line(error)}")
-
-
-def _denied(location: str) -> AccessDeniedError:
-    return AccessDeniedError(
-        f"{location}: access denied; check the credentials in the environment and the bucket's policy"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

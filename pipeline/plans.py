@@ -4,7 +4,7 @@ The parts of a snapshot that was never completed count as history: what was disp
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,40 @@ from pipeline.storage import Storage
 from pipeline.tables import read_table, write_table
 
 SEGMENTS_PER_PART = 100_000
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How the images of one plan became those of the next: known + new - deleted are there now.
+
+    Of a table that was written again as many images are changed as both versions have rows; the others are new or
+    deleted. Files that cannot be read now count as nothing.
+    """
+
+    new: int
+    changed: int
+    deleted: int
+
+
+def changes(before: Iterable[Shard], after: Iterable[Shard], unreadable: Collection[str] = ()) -> Changes:
+    """Compare the live files of two plans; `unreadable` are paths that may be there and are not in `after`."""
+    old, now = _files(before), _files(after)
+    rows = {path: num_rows for path, (_, num_rows) in now.items()}
+    return Changes(
+        new=sum(max(0, num_rows - old.get(path, ("", 0))[1]) for path, num_rows in rows.items()),
+        changed=sum(
+            min(num_rows, rows[path]) for path, (file, num_rows) in old.items() if path in now and file != now[path][0]
+        ),
+        deleted=sum(max(0, n - rows.get(path, 0)) for path, (_, n) in old.items() if path not in unreadable),
+    )
+
+
+def _files(shards: Iterable[Shard]) -> dict[str, tuple[Any, int]]:
+    """Return the version and the rows of every live file by path; a plan holds one version of a file."""
+    found: dict[str, tuple[Any, int]] = {}
+    for segment in (segment for shard in shards for segment in shard.live):
+        found[segment.path] = (segment.file, found.get(segment.path, ("", 0))[1] + segment.num_rows)
+    return found
 
 
 @dataclass(frozen=True)

@@ -1,30 +1,33 @@
 """The current view: a published list of files, never a glob. Written last, create-only, so readers see one whole night.
 
-A file with stale rows (their input vanished) or with a second row of an image id is listed as a trimmed copy:
-labels are copied, never computed again.
+Rows whose input vanished and second rows of an image id are left out by listing copies without them; a view may take
+its shards from several generations, the newest that has one.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import layout
+from pipeline.compaction import Held, arrange, intact
 from pipeline.counts import Counts
 from pipeline.documents import Document, advance, digest, newest
-from pipeline.errors import AlreadyExistsError, NotFoundError
+from pipeline.duplicates import Digests, Positions, Repeated, digest64, find_repeated, read_digests
+from pipeline.errors import AlreadyExistsError, IntegrityError
 from pipeline.layout import Generation
 from pipeline.ledger import LedgerEntry
 from pipeline.plans import Plan
-from pipeline.schema import quarantine_schema, table_of
+from pipeline.settings import OutputSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage
-from pipeline.tables import Written, read_table, write_table
+from pipeline.tables import create_table, read_table
 
-READS_AT_ONCE = 8
+Part = tuple[Generation, Mapping[str, LedgerEntry]]
+NOTHING: Positions = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -47,24 +50,61 @@ class View:
     @property
     def shard_ids(self) -> set[str]:
         """Shards that were published with it, those without a single label as well."""
-        return {file["shard_id"] for file in self.document["files"]} | set(self.document["shards_without_labels"])
+        return set(self.generations)
+
+    @property
+    def generations(self) -> dict[str, str]:
+        """Name of the generation that each of its shards was taken from, by shard id."""
+        labelled = {shard_id: file["generation"] for file in self.document["files"] for shard_id in file["shard_ids"]}
+        return {**labelled, **self.document["shards_without_labels"]}
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A shard with the generation and the entry that the view takes its labels from."""
+
+    shard: Shard
+    generation: Generation
+    entry: LedgerEntry
 
 
 def read_view(storage: Storage, dataset: str) -> View | None:
     """Return the current view, None before the first."""
     found = newest(storage, layout.published(dataset))
-    return View(*found) if found else None
+    return View(found[0], _present_form(found[1])) if found else None
+
+
+def _present_form(document: Document) -> Document:
+    """Return a document of nightshift 0.1, whose files held one shard each, as today's view would say it."""
+    if "quarantine" in document:
+        return document
+    generation, model = document["generation"], document["model"]
+    files = [
+        {
+            **file,
+            "shard_ids": [file["shard_id"]],
+            "states": [""],
+            "shard_rows": [file["rows"]],
+            "generation": generation,
+            "model": model,
+        }
+        for file in document["files"]
+    ]
+    empty = dict.fromkeys(document["shards_without_labels"], generation)
+    return {**document, "files": files, "shards_without_labels": empty, "quarantine": []}
 
 
 def publish(
-    storage: Storage, generation: Generation, plan: Plan, ledger: Mapping[str, LedgerEntry], about: Document
+    storage: Storage, parts: Sequence[Part], plan: Plan, about: Document, output: OutputSettings | None = None
 ) -> tuple[View, bool]:
     """Make the live rows of the plan's committed shards the current view.
 
     Parameters
     ----------
+    parts : Sequence[Part]
+        Generations with their entries by shard id, the newest first: a shard is taken from the first part that has it.
     about : Document
-        What else the view's document says: model, version, run id, time.
+        What else the view's document says: model (`name@version`, of the first part), run id, time.
 
     Returns
     -------
@@ -72,12 +112,14 @@ def publish(
         The current view, and whether it is a new one: an identical list is not published twice, and a view of a
         newer plan is never replaced by one of an older plan.
     """
-    content = _content(plan, ledger, generation)
+    chosen, output = choose(parts, plan), output or OutputSettings()
+    content = _content(chosen, parts)
     while True:
         current = read_view(storage, plan.dataset)
         if current and (current.document["plan"] > plan.n or _says(storage, current, content)):
             return current, False
-        document = {**about, **_build(storage, generation, plan, ledger), "content": content}
+        said = {**about, **_about(parts[0][0], plan, content)}
+        document = {**said, **_build(storage, plan, chosen, said, current, output)}
         try:
             number = advance(storage, layout.published(plan.dataset), document, current.n if current else 0)
         except AlreadyExistsError:
@@ -85,130 +127,128 @@ def publish(
         return View(number, {**document, "n": number}), True
 
 
-def _says(storage: Storage, view: View, content: str) -> bool:
-    """Say whether a view publishes this content, with all the copies that were made for it."""
-    if view.document["content"] != content:
-        return False
-    try:
-        return all(storage.stat(path) for path in view.files if "/trimmed/" in path)
-    except NotFoundError:
-        return False
-
-
-def _content(plan: Plan, ledger: Mapping[str, LedgerEntry], generation: Generation) -> str:
-    rows = [
-        [shard.id, ledger[shard.id].labels.sha256, sorted(shard.tombstoned)]
-        for shard in plan.shards
-        if shard.id in ledger
-    ]
-    return digest([generation.name, sorted(rows)])
-
-
-def _build(storage: Storage, generation: Generation, plan: Plan, ledger: Mapping[str, LedgerEntry]) -> Document:
-    shards = [shard for shard in plan.shards if shard.id in ledger]
-    entries = [ledger[shard.id] for shard in shards]
-    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        columns = ("image_id", "uri", "segment")
-        tables = list(pool.map(lambda entry: read_table(storage, entry.labels.path, columns), entries))
-    stale = [_stale(table, shard) for table, shard in zip(tables, shards, strict=True)]
-    repeated, rejected = _duplicates(tables, stale)
-    files, bad = [], []
-    for shard, entry, gone, again in zip(shards, entries, stale, repeated, strict=True):
-        written = _trim(storage, entry.labels, gone | again, generation.trimmed, shard)
-        files.append({"shard_id": shard.id, **written.to_json()})
-        bad += _live_quarantine(storage, generation, shard, entry)
-    counts = sum((entry.live_counts(shard) for entry, shard in zip(entries, shards, strict=True)), Counts())
-    counts += Counts(0, -len(rejected), len(rejected))
-    counts.check(f"data set {plan.dataset}, plan {plan.n}")
-    return {
-        "dataset": plan.dataset,
-        "generation": generation.name,
-        "fingerprint": generation.fingerprint,
-        "plan": plan.n,
-        "counts": {"images_in": counts.images_in, "labelled": counts.labelled, "quarantined": counts.quarantined},
-        "files": [file for file in files if file["rows"]],
-        "shards_without_labels": [file["shard_id"] for file in files if not file["rows"]],
-        "quarantine_files": bad + _quarantine(storage, generation, rejected, tables),
-        "duplicates": len(rejected),
-    }
+def choose(parts: Sequence[Part], plan: Plan) -> list[Chosen]:
+    """Return the plan's committed shards in its order, each with the entry of the first part that has it."""
+    found = []
+    for shard in plan.shards:
+        generation, ledger = next((part for part in parts if shard.id in part[1]), (None, {}))
+        if generation is not None:
+            found.append(Chosen(shard, generation, ledger[shard.id]))
+    return found
 
 
 def live_rows(table: pa.Table, shard: Shard) -> pa.Table:
     """Return the rows whose segment still exists, of a table with the column `segment`."""
-    return table.filter(pc.invert(_tombstoned(table, shard))) if shard.tombstoned else table
+    if not shard.tombstoned:
+        return table
+    return table.filter(pc.invert(pc.is_in(table["segment"], value_set=pa.array(sorted(shard.tombstoned)))))
 
 
-def _stale(table: pa.Table, shard: Shard) -> set[int]:
-    """Return the positions of rows whose segment vanished."""
-    return set(pc.indices_nonzero(_tombstoned(table, shard)).to_pylist()) if shard.tombstoned else set()
-
-
-def _tombstoned(table: pa.Table, shard: Shard) -> pa.ChunkedArray:
-    return pc.is_in(table["segment"], value_set=pa.array(sorted(shard.tombstoned)))
-
-
-def _duplicates(tables: Sequence[pa.Table], dropped: Sequence[set[int]]) -> tuple[list[set[int]], list[dict[str, Any]]]:
-    """Find rows that repeat the id of an earlier live row, in shard and row order.
-
-    Returns
-    -------
-    tuple[list[set[int]], list[dict]]
-        Per table the positions to leave out, and the quarantine rows that name both locations.
-    """
-    ids = pa.chunked_array(
-        [chunk for t in tables for chunk in t["image_id"].cast(pa.string()).chunks] or [pa.array([], pa.string())]
+def _says(storage: Storage, view: View, content: str) -> bool:
+    """Say whether a view publishes this content, with all the copies that were made for it."""
+    if view.document["content"] != content:
+        return False
+    return all(
+        len(intact(storage, view.document[kind])) == len(view.document[kind]) for kind in ("files", "quarantine")
     )
-    counted = pc.value_counts(ids)
-    several = counted.filter(pc.greater(counted.field("counts"), 1)).field("values")
-    repeated: list[set[int]] = [set() for _ in tables]
-    rejected: list[dict[str, Any]] = []
-    first: dict[str, str] = {}
-    for number, table in enumerate(tables if len(several) else ()):
-        mask = pc.is_in(table["image_id"].cast(pa.string()), value_set=several)
-        for position in pc.indices_nonzero(mask).to_pylist():
-            if position in dropped[number]:
-                continue
-            row = table.slice(position, 1).to_pylist()[0]
-            key, uri = str(row["image_id"]), row["uri"]
-            if key not in first:
-                first[key] = uri
-                continue
-            repeated[number].add(position)
-            message = f"image id {key!r} is at {first[key]} (kept) and again at {uri} (left out); ids must be unique"
-            rejected.append(
-                {**row, "stage": "publish", "reason": "duplicate_id", "error_type": "InputError", "message": message}
-            )
-    return repeated, rejected
 
 
-def _trim(storage: Storage, file: Written, drop: set[int], place: Callable[[str], str], shard: Shard) -> Written:
-    """Return a shard's file, or a copy without some rows under a name made of what is left out."""
-    if not drop:
-        return file
-    table = read_table(storage, file.path)
-    kept = table.take(pa.array([i for i in range(table.num_rows) if i not in drop], pa.int64()))  # typed: may be empty
-    return write_table(storage, place(f"{shard.id}-{digest([file.sha256, sorted(drop)])}"), kept)
+def _content(chosen: Sequence[Chosen], parts: Sequence[Part]) -> str:
+    rows = [
+        [c.generation.name, c.shard.id, c.entry.labels.path, c.entry.labels.sha256, sorted(c.shard.tombstoned)]
+        for c in chosen
+    ]
+    return digest([parts[0][0].name, sorted(rows)])
 
 
-def _live_quarantine(storage: Storage, generation: Generation, shard: Shard, entry: LedgerEntry) -> list[str]:
-    """Return the file of the shard's rejected live rows, an empty list when there are none."""
-    if not entry.quarantine:
+def _about(generation: Generation, plan: Plan, content: str) -> Document:
+    return {
+        "dataset": plan.dataset, "generation": generation.name, "fingerprint": generation.fingerprint,
+        "plan": plan.n, "content": content,
+    }  # fmt: skip
+
+
+def _build(
+    storage: Storage, plan: Plan, chosen: Sequence[Chosen], said: Document, current: View | None, output: OutputSettings
+) -> Document:
+    """Return the part of the document that lists files and counts, after writing the copies that it lists."""
+    labels, repeated = _labels(storage, plan.dataset, chosen)
+    bad = _quarantine(storage, plan.dataset, chosen)
+    before = current.document if current else {"files": [], "quarantine": []}
+    files, rejected = (
+        arrange(storage, kind, held, intact(storage, before[name]), output.compact_below)
+        for kind, held, name in (("labels", labels, "files"), ("quarantine", bad, "quarantine"))
+    )
+    models = _models(storage, chosen, said, before["files"])
+    counts = _checked(plan, chosen, files, rejected, len(repeated.rows))
+    return {
+        "counts": asdict(counts),
+        "files": [{**file, "model": models[file["generation"]]} for file in files],
+        "shards_without_labels": {h.shard.id: h.generation.name for h in labels if not h.rows},
+        "quarantine": rejected,
+        "quarantine_files": [file["path"] for file in rejected] + _write_repeated(storage, chosen, repeated),
+        "duplicates": len(repeated.rows),
+    }
+
+
+def _labels(storage: Storage, dataset: str, chosen: Sequence[Chosen]) -> tuple[list[Held], Repeated]:
+    """Return the live rows of the shards' label files, each id once, and the rows that repeat one."""
+    files = [c.entry.labels for c in chosen]
+    digests = read_digests(storage, dataset, files)
+    stale = [_stale(d, c.shard) for d, c in zip(digests, chosen, strict=True)]
+    repeated = find_repeated(storage, files, digests, [~gone for gone in stale])
+    held = [
+        Held(c.shard, c.generation, c.entry.labels, d.schema, np.flatnonzero(gone), again)
+        for c, d, gone, again in zip(chosen, digests, stale, repeated.positions, strict=True)
+    ]
+    return held, repeated
+
+
+def _quarantine(storage: Storage, dataset: str, chosen: Sequence[Chosen]) -> list[Held]:
+    """Return the live rows of the shards' quarantine files."""
+    bad = [(c, c.entry.quarantine) for c in chosen if c.entry.quarantine]
+    digests = read_digests(storage, dataset, [file for _, file in bad])
+    return [
+        Held(c.shard, c.generation, file, d.schema, np.flatnonzero(_stale(d, c.shard)), NOTHING)
+        for (c, file), d in zip(bad, digests, strict=True)
+    ]
+
+
+def _stale(digests: Digests, shard: Shard) -> npt.NDArray[np.bool_]:
+    return np.isin(digests.segments, digest64(sorted(shard.tombstoned)))
+
+
+def _checked(
+    plan: Plan, chosen: Sequence[Chosen], files: Sequence[Document], rejected: Sequence[Document], num_repeated: int
+) -> Counts:
+    """Return the counts of the view; IntegrityError unless they balance, and the files hold as many rows."""
+    counts = sum((c.entry.live_counts(c.shard) for c in chosen), Counts()) + Counts(0, -num_repeated, num_repeated)
+    counts.check(f"data set {plan.dataset}, plan {plan.n}")
+    labelled = sum(file["rows"] for file in files)
+    quarantined = sum(file["rows"] for file in rejected) + num_repeated
+    if (labelled, quarantined) != (counts.labelled, counts.quarantined):
+        raise IntegrityError(
+            f"data set {plan.dataset}, plan {plan.n}: the ledger says {counts.labelled} labelled and {counts.quarantined} "
+            f"quarantined rows, the files to publish hold {labelled} and {quarantined}; nothing was published. Look for what "
+            f"else writes to the store; if nothing does, delete its folder {layout.identities(plan.dataset)}, a cache, and report it"
+        )
+    return counts
+
+
+def _models(
+    storage: Storage, chosen: Sequence[Chosen], said: Document, before: Sequence[Document]
+) -> dict[str, str | None]:
+    """Return which model, as `name@version`, made each generation: as said, as in the last view, or as its rows say."""
+    known = {file["generation"]: file["model"] for file in before} | {said["generation"]: said.get("model")}
+    for c in chosen:
+        if c.generation.name not in known and c.entry.labels.rows:
+            known[c.generation.name] = read_table(storage, c.entry.labels.path, ("model",))["model"][0].as_py()
+    return known
+
+
+def _write_repeated(storage: Storage, chosen: Sequence[Chosen], repeated: Repeated) -> list[str]:
+    """Write the rows whose id is taken; return where, an empty list when there are none."""
+    if not repeated.rows:
         return []
-    gone = _stale(read_table(storage, entry.quarantine.path, ("segment",)), shard) if shard.tombstoned else set()
-    file = _trim(storage, entry.quarantine, gone, lambda name: generation.quarantine(f"trimmed/{name}"), shard)
-    return [file.path] if file.rows else []
-
-
-def _quarantine(
-    storage: Storage, generation: Generation, rejected: list[dict[str, Any]], tables: Sequence[pa.Table]
-) -> list[str]:
-    """Write the repeated rows; their ids keep their type, unless the input's files differ in it."""
-    if not rejected:
-        return []
-    names = [{**row, "image_id": str(row["image_id"])} for row in rejected]
-    path = generation.quarantine(f"duplicates-{digest(names)}")
-    types = {table["image_id"].type for table in tables}
-    one_type = len(types) == 1
-    schema = quarantine_schema(types.pop() if one_type else pa.string())
-    write_table(storage, path, table_of(rejected if one_type else names, schema))
-    return [path]
+    name = digest([[row["segment"], row["uri"], row["message"]] for row in repeated.rows])
+    return [create_table(storage, chosen[0].generation.copy("quarantine", "duplicates", name), repeated.table()).path]

@@ -71,8 +71,12 @@ def read_beside(storage: Storage, model: str, version: str, name: str) -> Docume
 
 
 def generation(dataset: str, model: str, version: str, source: InputSettings, label: LabelSettings) -> Generation:
-    """Return the generation that labels asked for in this way belong to: everything that decides a label is in its name."""
-    asked = {
+    """Return the generation that labels asked for in this way belong to: everything that decides a label is in its name.
+
+    `source` has the predicates on rows only (`selection.row_settings`): a backfill of some Hive partitions adds to the
+    generation that the other partitions are in.
+    """
+    asked: Document = {
         "bundle": version,
         "mode": "exact",
         "precision": "fp32",
@@ -82,4 +86,9 @@ def generation(dataset: str, model: str, version: str, source: InputSettings, la
         "id_column": source.id_column,
         "labelling": LABELLING_VERSION,
     }
+    # Only where they are asked for, so that all the generations without them keep their names.
+    if source.filter:
+        asked["filter"] = sorted(source.model_dump(mode="json")["filter"], key=repr)
+    if label.columns:
+        asked["columns"] = list(label.columns)
     return Generation(dataset, model, digest(asked, 12))

@@ -1,24 +1,41 @@
-"""The rows of a shard, image bytes included, in the order of its segments; only the needed columns and row groups are read."""
+"""The rows of a shard, image bytes included, in the order of its segments; only the needed columns and row groups are read.
+
+Rows that `input.filter` does not take are as good as not there: their images are not read where that can be helped, and
+never decoded. Predicates on Hive partitions are not its business: see `selection`.
+"""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import reduce
 from itertools import groupby
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageError, SourceChangedError, StorageError
+from pipeline.columns import common_fields
+from pipeline.errors import ImageError, StorageError
 from pipeline.locations import DENIED, fetch
+from pipeline.partitions import partitions_of
+from pipeline.predicates import matching
+from pipeline.rowgroups import Group, GroupReader
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard
-from pipeline.sources import check_columns, open_source, read_csv, value_type
+from pipeline.sources import check_columns, is_parquet, open_source, read_csv, refuse_columns
 from pipeline.splits import SPLITS, split_name
 from pipeline.storage import join
 
 FETCHES_AT_ONCE = 16
+BUFFER_BYTES = 256 << 20
+LISTS_WAITING = 8  # a list of rows takes at most this part of the buffer, or is a single row
+MASK_ROWS = 4096  # of the filter's columns, decoded at a time
+
+Positions = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -27,7 +44,7 @@ class Row:
 
     `image_id` keeps the type of the input's column. `uri` says where the bytes are: a file below the input, or
     `<file>#<row>`. `segment` and `position`, the row in the whole file, identify it. Exactly one of `data` and `error`
-    is None.
+    is None. `extra` holds the columns that are passed through, as Arrow's scalars: no type loses anything.
     """
 
     image_id: Any
@@ -39,6 +56,7 @@ class Row:
     label: str | None = None
     split: str | None = None
     group: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def content_hash(self) -> str | None:
@@ -49,33 +67,35 @@ class Row:
 class ShardReader:
     """Reads the live segments of shards of one input."""
 
-    def __init__(self, settings: InputSettings, storage: StorageSettings) -> None:
-        self._settings, self._storage = settings, storage
+    def __init__(
+        self,
+        settings: InputSettings,
+        storage: StorageSettings,
+        columns: Sequence[str] = (),
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        self._settings, self._storage, self._passed, self._buffer_bytes = settings, storage, columns, buffer_bytes
         self._folder, _ = open_source(settings, storage)
         self._last_csv: tuple[tuple[str, str], pa.Table] | None = None
+        self._matched: dict[str, int] = {}
 
     def id_type(self, shard: Shard) -> pa.DataType:
         """Return the Arrow type that holds the image ids of all live files; StorageError when no type does."""
         name = self._settings.id_column
-        files = dict.fromkeys((s.path, s.version) for s in shard.live)  # a tombstoned one may be gone
-        schemas = [self._id_schema(path, version) for path, version in files if name and _is_parquet(path)]
-        if not schemas:
-            return pa.string()
-        try:
-            return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
-        except pa.ArrowTypeError as error:
-            raise StorageError(
-                f"shard {shard.id}: column {name!r} has other types in other files ({_line(error)}), from "
-                f"{schemas[0].field(0).type} in {next(iter(files))[0]} on; write the files with one type of id"
-            ) from error
+        return common_fields(self._folder, shard, [name])[0].type if name else pa.string()
 
-    def _id_schema(self, path: str, version: str) -> pa.Schema:
-        with self._folder.open(path, version) as handle:
-            kind = pq.read_schema(handle).field(self._settings.id_column).type
-        return pa.schema([("id", value_type(kind))])
+    def extra_fields(self, shard: Shard) -> list[pa.Field]:
+        """Return the passed-through columns with types that hold the values of all live files, as `id_type` does."""
+        return common_fields(self._folder, shard, self._passed)
+
+    def matched(self, shard: Shard) -> dict[str, int]:
+        """Return by segment key the rows that the filter takes, of the shard that was read to its end last."""
+        if not self._settings.filter:
+            return {segment.key: segment.num_rows for segment in shard.live}
+        return {segment.key: self._matched[segment.key] for segment in shard.live}
 
     def read(self, shard: Shard, batch_size: int = 64) -> Iterator[list[Row]]:
-        """Yield the live rows in lists of at most `batch_size`.
+        """Yield the live rows that the filter takes, in lists of at most `batch_size`, shorter where images are large.
 
         Raises
         ------
@@ -86,12 +106,16 @@ class ShardReader:
         TransientError
             When the storage could not answer.
         """
+        self._matched = {}
         pending: list[Row] = []
-        for rows in self._read_segments(shard.live, batch_size):
-            pending += rows
-            while len(pending) >= batch_size:
-                yield pending[:batch_size]
-                pending = pending[batch_size:]
+        num_bytes = 0
+        for row in (row for rows in self._read_segments(shard.live, batch_size) for row in rows):
+            size = len(row.data or b"")
+            if len(pending) >= batch_size or (pending and num_bytes + size > self._buffer_bytes // LISTS_WAITING):
+                yield pending
+                pending, num_bytes = [], 0
+            pending.append(row)
+            num_bytes += size
         if pending:
             yield pending
 
@@ -109,13 +133,12 @@ class ShardReader:
         return found
 
     def _column(self, handle: BinaryIO, segment: Segment, name: str) -> list[Any]:
-        if _is_parquet(segment.path):
-            parquet = pq.ParquetFile(handle)
-            table = parquet.read_row_groups(_groups(parquet.metadata, segment), columns=[name])
-        else:
-            table = self._csv(segment)
-        values: list[Any] = table[name].unique().to_pylist()
-        return values
+        if not is_parquet(segment.path):
+            values: list[Any] = self._csv(segment)[name].unique().to_pylist()
+            return values
+        file = self._open(handle, segment)
+        batches = file.batches(file.groups(segment), [name], MASK_ROWS)
+        return list({value for batch in batches for value in batch.column(name).unique().to_pylist()})
 
     def read_one(self, uri: str) -> bytes:
         """Return the bytes at a row's `uri`: for pictures in reports."""
@@ -135,10 +158,11 @@ class ShardReader:
     def _read_segments(self, segments: Sequence[Segment], batch_size: int) -> Iterator[list[Row]]:
         for tabular, together in groupby(segments, key=lambda segment: is_table(segment.path)):
             if not tabular:
+                refuse_columns(self._settings)
                 yield from self._read_files(list(together), batch_size)
                 continue
             for segment in together:
-                read = self._read_parquet if _is_parquet(segment.path) else self._read_csv
+                read = self._read_parquet if is_parquet(segment.path) else self._read_csv
                 yield from read(segment, batch_size)
 
     def _read_files(self, segments: Sequence[Segment], batch_size: int) -> Iterator[list[Row]]:
@@ -151,53 +175,106 @@ class ShardReader:
         *folders, _ = segment.path.split("/")
         data = self._folder.read(segment.path, segment.version)
         label, split = folders[-1] if folders else None, _split_folder(segment.path)
-        return Row(segment.path, segment.path, segment.key, 0, data, label=label, split=split)
+        extra = self._extra(segment, None, [0])[0]
+        return Row(segment.path, segment.path, segment.key, 0, data, label=label, split=split, extra=extra)
 
     def _read_csv(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
-        first = segment.first_row
-        for batch in self._csv(segment).to_batches(batch_size):
-            yield self._rows(batch, segment, first)
-            first += batch.num_rows
+        table = self._csv(segment)
+        keep = self._mask(table)
+        self._matched[segment.key] = int(keep.sum())
+        positions = np.arange(segment.first_row, segment.end_row)
+        yield from self._kept(table.to_batches(batch_size), segment, positions, keep)
 
     def _csv(self, segment: Segment) -> pa.Table:
         """Return the segment's rows. A CSV is parsed whole, so the last one is kept: its segments come one after another."""
         key = segment.path, segment.version
-        if self._last_csv is None or self._last_csv[0] != key:
+        last = self._last_csv  # looked at once: another thread may read another file
+        if last is None or last[0] != key:
             location = join(self._folder.url, segment.path)
             with self._folder.open(*key) as handle:
                 table = read_csv(handle, location)
-            check_columns(table.schema, self._settings, location)
-            self._last_csv = key, table
-        return self._last_csv[1].slice(segment.first_row, segment.num_rows)
+            check_columns(table.schema, self._settings, location, self._columns_of_tables(segment))
+            self._last_csv = last = key, table
+        return last[1].slice(segment.first_row, segment.num_rows)
 
     def _read_parquet(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
         with self._folder.open(segment.path, segment.version) as handle:
-            parquet = pq.ParquetFile(handle, pre_buffer=True)
-            # Again: the plan checked the columns that the config named then, and only in files that were new then.
-            check_columns(parquet.schema_arrow, self._settings, join(self._folder.url, segment.path))
-            groups = _groups(parquet.metadata, segment)
-            first = segment.first_row
-            batches = parquet.iter_batches(batch_size, groups, columns=self._columns())
-            for batch in _intact(batches, join(self._folder.url, segment.path)):
-                yield self._rows(batch, segment, first)
-                first += batch.num_rows
+            file = self._open(handle, segment)
+            groups, masks = self._taken(file, segment)
+            self._matched[segment.key] = sum(int(mask.sum()) for mask in masks)
+            if groups:
+                positions = np.concatenate([np.arange(g.first_row, g.first_row + g.num_rows) for g in groups])
+                columns = [*self._columns(), *self._columns_of_tables(segment)]
+                batches = file.batches(groups, list(dict.fromkeys(columns)), batch_size)
+                yield from self._kept(batches, segment, positions, np.concatenate(masks))
+
+    def _open(self, handle: BinaryIO, segment: Segment) -> GroupReader:
+        location = join(self._folder.url, segment.path)
+        file = GroupReader(handle, location, self._buffer_bytes)
+        # Again: the plan checked the columns that the config named then, and only in files that were new then.
+        check_columns(file.schema, self._settings, location, self._columns_of_tables(segment))
+        return file
+
+    def _taken(self, file: GroupReader, segment: Segment) -> tuple[list[Group], list[npt.NDArray[np.bool_]]]:
+        """Return the row groups in which the filter takes rows, and which; only its own columns are read for that."""
+        groups = file.groups(segment, self._settings.filter)
+        if not self._settings.filter:
+            return groups, [np.ones(group.num_rows, np.bool_) for group in groups]
+        names = list(dict.fromkeys(name for name, _, _ in self._settings.filter))
+        masks = [
+            np.concatenate([self._mask(batch) for batch in file.batches([group], names, MASK_ROWS)]) for group in groups
+        ]
+        taken = [(group, mask) for group, mask in zip(groups, masks, strict=True) if mask.any()]
+        return [group for group, _ in taken], [mask for _, mask in taken]
+
+    def _mask(self, rows: pa.Table | pa.RecordBatch) -> npt.NDArray[np.bool_]:
+        """Return which rows the filter takes."""
+        held = [matching(rows.column(predicate[0]), predicate) for predicate in self._settings.filter]
+        if not held:
+            return np.ones(rows.num_rows, np.bool_)
+        return np.asarray(reduce(pc.and_, held).to_numpy(zero_copy_only=False), np.bool_)
+
+    def _kept(
+        self, batches: Iterable[pa.RecordBatch], segment: Segment, positions: Positions, keep: npt.NDArray[np.bool_]
+    ) -> Iterator[list[Row]]:
+        """Yield rows of batches that follow each other: those to keep, with their positions in the file."""
+        first = 0
+        for batch in batches:
+            chosen = np.flatnonzero(keep[first : first + batch.num_rows])
+            yield self._rows(batch, segment, chosen.tolist(), positions[first + chosen].tolist())
+            first += batch.num_rows
+        if first != len(keep):
+            raise StorageError(
+                f"{join(self._folder.url, segment.path)}: {first} rows where the footer promises {len(keep)}; replace the "
+                "file, then plan again"
+            )
+
+    def _columns_of_tables(self, segment: Segment) -> list[str]:
+        """Return the passed-through columns that are not partitions of the file."""
+        partitions = partitions_of(segment.path)
+        return [name for name in self._passed if name not in partitions]
 
     def _columns(self) -> list[str]:
         s = self._settings
         names = (s.image_column, s.uri_column, s.id_column, s.label_column, s.split_column, s.group_column)
         return [name for name in names if name]
 
-    def _rows(self, batch: pa.RecordBatch, segment: Segment, first: int) -> list[Row]:
-        s, count = self._settings, batch.num_rows
+    def _rows(self, batch: pa.RecordBatch, segment: Segment, chosen: list[int], positions: list[int]) -> list[Row]:
+        """Return the chosen rows of a batch; `positions` are theirs in the file."""
+        s = self._settings
 
         def column(name: str | None) -> list[Any]:
-            return batch.column(name).to_pylist() if name else [None] * count
+            if not name:
+                return [None] * len(chosen)
+            values = batch.column(name)
+            return values.to_pylist() if len(chosen) == len(values) else [values[i].as_py() for i in chosen]
 
         images, located = self._images(column(s.image_column), column(s.uri_column))
         ids, labels, splits, groups = (column(n) for n in (s.id_column, s.label_column, s.split_column, s.group_column))
+        extras = self._extra(segment, batch, chosen)
         rows = []
-        for i in range(count):
-            place = located[i] or f"{segment.path}#{first + i}"
+        for i, position in enumerate(positions):
+            place = located[i] or f"{segment.path}#{position}"
             data, error = images[i]
             image_id = ids[i] if s.id_column else place
             if image_id is None:
@@ -205,8 +282,18 @@ class ShardReader:
                     None,
                     ImageError("read", "null_id", f"{place}: {s.id_column} is null; every image needs an id"),
                 )
-            extra = (_text(labels[i]), _split(splits[i]), _text(groups[i]))
-            rows.append(Row(image_id, place, segment.key, first + i, data, error, *extra))
+            truth = (_text(labels[i]), _split(splits[i]), _text(groups[i]))
+            rows.append(Row(image_id, place, segment.key, position, data, error, *truth, extras[i]))
+        return rows
+
+    def _extra(self, segment: Segment, batch: pa.RecordBatch | None, chosen: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the passed-through columns of rows, as scalars; partitions go before columns of the same name."""
+        partitions = partitions_of(segment.path)
+        rows: list[dict[str, Any]] = [{} for _ in chosen]
+        for name in self._passed:
+            column = batch.column(name) if batch is not None and name not in partitions else None
+            for row, i in zip(rows, chosen, strict=True):
+                row[name] = pa.scalar(partitions.get(name), pa.string()) if column is None else column[i]
         return rows
 
     def _images(
@@ -235,37 +322,9 @@ class ShardReader:
             return None, error
 
 
-def _intact(batches: Iterator[pa.RecordBatch], location: str) -> Iterator[pa.RecordBatch]:
-    """Yield what a Parquet file holds; StorageError at a damaged page, which the footer that was planned does not show."""
-    try:
-        yield from batches
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{location}: damaged rows ({_line(error)}); replace the file, then plan again") from error
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]
-
-
-def _groups(metadata: Any, segment: Segment) -> list[int]:
-    """Return the row groups that hold exactly the segment's rows."""
-    groups, first = [], 0
-    for index in range(metadata.num_row_groups):
-        if segment.first_row <= first < segment.end_row:
-            groups.append(index)
-        first += metadata.row_group(index).num_rows
-    if first != segment.file_rows:
-        raise SourceChangedError(f"{segment.path} has {first} rows, planned were {segment.file_rows}; plan again")
-    return groups
-
-
-def _is_parquet(path: str) -> bool:
-    return path.lower().endswith((".parquet", ".pq"))
-
-
 def is_table(path: str) -> bool:
     """Say whether a file holds rows; else it is an image."""
-    return _is_parquet(path) or path.lower().endswith(".csv")
+    return is_parquet(path) or path.lower().endswith(".csv")
 
 
 def _split_folder(path: str) -> str | None:

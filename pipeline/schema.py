@@ -1,6 +1,6 @@
 """The columns of what is written for users: predictions and quarantine. The version stands in each file's metadata."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -10,8 +10,8 @@ SCHEMA_VERSION = "1"
 TOP_K = pa.list_(pa.struct([("label", pa.string()), ("class_index", pa.int32()), ("probability", pa.float32())]))
 
 
-def prediction_schema(id_type: pa.DataType) -> pa.Schema:
-    """Return the schema of a label file; ids keep the type that they have in the input."""
+def prediction_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """Return the schema of a label file; ids and the columns passed through (`extra`) keep the types of the input."""
     return pa.schema(
         [
             ("image_id", id_type),
@@ -25,13 +25,14 @@ def prediction_schema(id_type: pa.DataType) -> pa.Schema:
             ("model", pa.string()),  # name@version of the bundle
             ("content_hash", pa.string()),  # SHA-256 of the encoded bytes, hex
             ("segment", pa.string()),  # file version and row range that the row was read from
+            *((field.name, field.type) for field in extra),
         ],
         metadata={"nightshift.schema": f"predictions/{SCHEMA_VERSION}"},
     )
 
 
-def quarantine_schema(id_type: pa.DataType) -> pa.Schema:
-    """Return the schema of a quarantine file."""
+def quarantine_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = ()) -> pa.Schema:
+    """Return the schema of a quarantine file, with the same columns passed through."""
     return pa.schema(
         [
             ("image_id", id_type),
@@ -42,11 +43,22 @@ def quarantine_schema(id_type: pa.DataType) -> pa.Schema:
             ("message", pa.string()),
             ("content_hash", pa.string()),
             ("segment", pa.string()),
+            *((field.name, field.type) for field in extra),
         ],
         metadata={"nightshift.schema": f"quarantine/{SCHEMA_VERSION}"},
     )
 
 
+OWN_COLUMNS = frozenset((*prediction_schema(pa.string()).names, *quarantine_schema(pa.string()).names))
+
+
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Return rows as a table of exactly this schema."""
-    return pa.Table.from_pylist(list(rows), schema=schema)
+    """Return rows as a table of exactly this schema; values may be Arrow's scalars, also of a narrower type."""
+    columns = [pa.array([_fitting(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _fitting(value: Any, kind: pa.DataType) -> Any:
+    if isinstance(value, pa.DictionaryScalar):
+        value = value.value
+    return value.cast(kind) if isinstance(value, pa.Scalar) and value.type != kind else value

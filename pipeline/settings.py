@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from pipeline.deadlines import parse_deadline
+
 
 class Section(BaseModel):
     """A part of the config: immutable, and closed to unknown keys."""
@@ -20,8 +22,10 @@ class StorageSettings(Section):
     profile: str | None = Field(None, description="AWS profile name (needs boto3 installed)")
     anonymous: bool = Field(False, description="do not sign requests: public buckets")
     requester_pays: bool = False
-    timeout_s: float = Field(60, gt=0, description="one request, connection included")
-    max_retries: int = Field(8, ge=0, description="per request: 5xx, throttling, resets")
+    timeout_s: float = Field(60, gt=0, description="one request, connection and body included")
+    # 16 retries last some 2.5 minutes when the store is away: longer than a failover takes.
+    max_retries: int = Field(16, ge=0, description="per operation: 5xx, throttling, timeouts, resets, bodies cut short")
+    retry_s: float = Field(300, gt=0, description="no operation is tried again after so long")
     max_connections: int = Field(32, gt=0, description="requests that one process has open at a time")
 
     @field_validator("endpoint")
@@ -65,6 +69,15 @@ class InputSettings(Section):
     def without_truth(self) -> "InputSettings":
         """Return the input as labelling needs it: without the columns that only training and evaluation read."""
         return self.model_copy(update={"label_column": None, "split_column": None, "group_column": None})
+
+    @field_validator("filter")
+    @classmethod
+    def _lists_go_with_in(cls, value: tuple[Predicate, ...]) -> tuple[Predicate, ...]:
+        for column, operator, operand in value:
+            if (operator in ("in", "not in")) != isinstance(operand, tuple) or operand == ():
+                expected = "a list of values, not empty" if operator in ("in", "not in") else "one value"
+                raise ValueError(f"[{column}, {operator!r}, {operand!r}]: {operator} takes {expected}")
+        return value
 
     @model_validator(mode="after")
     def _one_image_source(self) -> "InputSettings":
@@ -144,7 +157,7 @@ class LabelSettings(Section):
     top_k: int = Field(5, gt=0)
     columns: tuple[str, ...] = Field((), description="columns and hive partitions of the input to copy to the labels")
     relabel: Literal["all", "new"] = Field("all", description="what a new production model labels: all, or new images")
-    max_images: int | None = Field(None, gt=0, description="stop after about so many images: exit 5")
+    max_images: int | None = Field(None, gt=0, description="label whole shards until there are so many images: exit 5")
     deadline: str | None = Field(None, description="take no new shard after a duration (5h, 90m) or at a time (06:00)")
     batch_size: int = Field(64, gt=0)
     min_workers: int = Field(1, gt=0, description="labellers that must fit before the work starts")
@@ -161,6 +174,23 @@ class LabelSettings(Section):
     max_difference: float = Field(0.02, gt=0, description="mean absolute difference of top-1 probabilities it may show")
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="over it: exit 3, nothing published")
     require_new: bool = Field(False, description="exit 4 when there was nothing new to label")
+
+    @field_validator("deadline")
+    @classmethod
+    def _deadline_is_a_duration_or_a_time(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_deadline(value)
+        return value
+
+    @model_validator(mode="after")
+    def _min_is_at_most_max(self) -> "LabelSettings":
+        if self.max_workers is not None and self.min_workers > self.max_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most max_workers ({self.max_workers})")
+        return self
+
+    def halved(self, times: int) -> "LabelSettings":
+        """Return the same with `batch_size` halved so often, down to 1."""
+        return self.model_copy(update={"batch_size": max(1, self.batch_size >> times)})
 
 
 class OutputSettings(Section):

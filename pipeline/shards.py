@@ -13,6 +13,7 @@ from itertools import groupby
 import pyarrow as pa
 
 from pipeline.documents import digest
+from pipeline.partitions import partition_folders
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,15 @@ class Shard:
 
 
 def make_shards(segments: Iterable[Segment], shard_images: int) -> Iterator[Shard]:
-    """Pack segments in their order into shards of at most `shard_images` images (more only for one large segment)."""
+    """Pack segments in their order into shards of at most `shard_images` images (more only for one large segment).
+
+    No shard spans two Hive partitions, so that a run over some partitions is a run over some shards.
+    """
     current: list[Segment] = []
-    num_images = 0
+    num_images, partition = 0, None
     for segment in segments:
-        if current and num_images + segment.num_rows > shard_images:
+        before, partition = partition, partition_folders(segment.path)
+        if current and (num_images + segment.num_rows > shard_images or partition != before):
             yield Shard(tuple(current))
             current, num_images = [], 0
         current.append(segment)

@@ -1,6 +1,6 @@
 """What the input holds: files of one format, cut into segments. Reads listings and footers, never image bytes."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import BinaryIO
@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-from pipeline.errors import InputError, NotFoundError, StorageError
+from pipeline.errors import EmptyInputError, InputError, NotFoundError, StorageError
+from pipeline.predicates import matching
+from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment
 from pipeline.storage import Entry, Storage, join, open_storage, scheme_of
@@ -57,23 +59,25 @@ def list_source(settings: InputSettings, storage: StorageSettings) -> Listing:
 
     Raises
     ------
-    InputError
+    EmptyInputError
         When there is no such path, or nothing in it that can be read.
+    InputError
+        When it cannot be listed, or a file has a name that no table could hold.
     """
     try:
         folder, name = open_source(settings, storage)
         entries = [folder.stat(name)] if name else [e for e in folder.list() if not _hidden(e.path)]
     except NotFoundError as error:
-        raise InputError(f"input.url: {settings.url} does not exist; give a file or a folder that does") from error
+        raise EmptyInputError(f"input.url: {settings.url} does not exist; give a file or a folder that does") from error
     except StorageError as error:
         raise InputError(f"input.url: {settings.url} cannot be listed: {error}") from error
     _check_names(entries, settings.url)
     kind = settings.format if settings.format != "auto" else _detect(entries)
     files = sorted((e for e in entries if _is(kind, e.path)), key=lambda entry: entry.path)
     if not files:
-        raise InputError(_nothing_there(settings, entries, kind))
+        raise EmptyInputError(_nothing_there(settings, entries, kind))
     if kind == "images":
-        _refuse_columns(settings)
+        refuse_columns(row_settings(settings, (file.path for file in files)))
     return Listing(kind, tuple(files), len(entries) - len(files))
 
 
@@ -86,12 +90,15 @@ def _check_names(entries: Iterable[Entry], url: str) -> None:
             raise InputError(f"{url}: the file name {entry.path!a} is not UTF-8; rename or remove it") from error
 
 
-def _refuse_columns(settings: InputSettings) -> None:
-    named = [key for key in COLUMN_TYPES if getattr(settings, key)]
-    if named:
+def refuse_columns(settings: InputSettings, columns: Sequence[str] = ()) -> None:
+    """Raise InputError when the config names columns, and the input is a folder of images, which has none."""
+    named = [(f"input.{key}", getattr(settings, key)) for key in COLUMN_TYPES if getattr(settings, key)]
+    named += [("input.filter", p[0]) for p in settings.filter] + [("label.columns", name) for name in columns]
+    for key, name in named:
         raise InputError(
-            f"{settings.url} is a folder of images, and input.{named[0]} names a column; loose images have none: "
-            "their id is the path, their label the folder. Remove the key, or give a table"
+            f"{settings.url} is a folder of images, and {key} names a column ({name!r}); loose images have none: their id is "
+            "the path, their label the folder, and their columns are Hive partitions (such as date=2026-11-24/). Remove it, "
+            "or give a table"
         )
 
 
@@ -99,6 +106,11 @@ def _hidden(path: str) -> bool:
     """Say whether a path is bookkeeping of another tool: `_SUCCESS`, `_delta_log/`, `.crc`; cameras write `_MG_1.JPG`."""
     marks = (".",) if _is("images", path) else (".", "_")
     return any(part.startswith(marks) for part in path.split("/"))
+
+
+def is_parquet(path: str) -> bool:
+    """Say whether a file is called as Parquet files are."""
+    return _is("parquet", path)
 
 
 def _is(kind: str, path: str) -> bool:
@@ -122,8 +134,15 @@ def _nothing_there(settings: InputSettings, entries: list[Entry], kind: str) -> 
     return f"input.url: no {wanted} files among the {len(entries)} files below {settings.url} (such as {found})"
 
 
-def segments_of(file: Entry, kind: str, settings: InputSettings, folder: Storage) -> list[Segment]:
+def segments_of(
+    file: Entry, kind: str, settings: InputSettings, folder: Storage, columns: Sequence[str] = ()
+) -> list[Segment]:
     """Cut one file into segments of at most `shard_images` rows where row groups allow.
+
+    Parameters
+    ----------
+    columns : Sequence[str]
+        What a table must have besides the columns that `settings` names.
 
     Raises
     ------
@@ -133,11 +152,9 @@ def segments_of(file: Entry, kind: str, settings: InputSettings, folder: Storage
     if kind == "images":
         return [Segment(*file.identity, 0, 1, 1)]
     with folder.open(file.path, file.version) as handle:
-        sizes = (
-            _csv_sizes(handle, file, settings, folder)
-            if kind == "csv"
-            else _group_sizes(handle, file, settings, folder)
-        )
+        schema, sizes = (_csv_sizes if kind == "csv" else _group_sizes)(handle, file, settings, folder)
+        if sizes or kind == "csv":  # writers of Parquet give the columns of empty tables any type
+            check_columns(schema, settings, join(folder.url, file.path), columns)
     total, segments, first = sum(sizes), [], 0
     for rows in _packed(sizes, settings.shard_images):
         segments.append(Segment(*file.identity, first, rows, total))
@@ -156,24 +173,23 @@ def _packed(sizes: Iterable[int], limit: int) -> list[int]:
     return packed
 
 
-def _group_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder: Storage) -> list[int]:
-    location = join(folder.url, file.path)
+def _group_sizes(
+    handle: BinaryIO, file: Entry, settings: InputSettings, folder: Storage
+) -> tuple[pa.Schema, list[int]]:
     try:
         parquet = pq.ParquetFile(handle)
     except (pa.ArrowException, OSError) as error:
+        location = join(folder.url, file.path)
         raise InputError(f"{location}: not a readable Parquet file ({_short(error)}); replace or remove it") from error
-    if not parquet.metadata.num_rows:  # writers give the columns of empty tables any type
-        return []
-    check_columns(parquet.schema_arrow, settings, location)
-    return [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+    sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
+    return parquet.schema_arrow, sizes if any(sizes) else []
 
 
-def _csv_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder: Storage) -> list[int]:
+def _csv_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder: Storage) -> tuple[pa.Schema, list[int]]:
     """Count the rows and offer them as groups of `shard_images`: a CSV is read whole, but may feed several shards."""
     table = read_csv(handle, join(folder.url, file.path))
-    check_columns(table.schema, settings, join(folder.url, file.path))
     whole, rest = divmod(table.num_rows, settings.shard_images)
-    return [settings.shard_images] * whole + [rest] * bool(rest)
+    return table.schema, [settings.shard_images] * whole + [rest] * bool(rest)
 
 
 def read_csv(handle: BinaryIO, location: str) -> pa.Table:
@@ -205,7 +221,7 @@ def _ends_in_quotes(table: pa.Table, data: bytes) -> bool:
     return data.endswith((b',"' + value, b'\n"' + value))
 
 
-def check_columns(schema: pa.Schema, settings: InputSettings, location: str) -> None:
+def check_columns(schema: pa.Schema, settings: InputSettings, location: str, columns: Sequence[str] = ()) -> None:
     """Raise InputError unless the columns that the config names exist with a usable type."""
     if not settings.image_column and not settings.uri_column:
         candidates = [f.name for f in schema if is_image_type(f.type)] or schema.names
@@ -217,14 +233,24 @@ def check_columns(schema: pa.Schema, settings: InputSettings, location: str) -> 
         name = getattr(settings, key)
         if not name:
             continue
-        if name not in schema.names:
-            near = get_close_matches(name, schema.names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has: {', '.join(schema.names)}"
-            raise InputError(f"{location} has no column {name!r} (input.{key}){hint}")
-        if schema.names.count(name) > 1:
-            raise InputError(f"{location} has several columns {name!r} (input.{key}); rename all but one")
-        if not fits(kind := value_type(schema.field(name).type)):
+        if not fits(kind := value_type(_field(schema, name, f"input.{key}", location).type)):
             raise InputError(f"{location}: column {name!r} (input.{key}) has type {kind}; expected {expected}")
+    for predicate in settings.filter:
+        kind = _field(schema, predicate[0], "input.filter", location).type
+        matching(pa.nulls(0, kind), predicate)
+    for name in columns:
+        _field(schema, name, "label.columns", location)
+
+
+def _field(schema: pa.Schema, name: str, key: str, location: str) -> pa.Field:
+    """Return the one column of a name; InputError when there is none, or another of the same name."""
+    if name not in schema.names:
+        near = get_close_matches(name, schema.names, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; it has: {', '.join(schema.names)}"
+        raise InputError(f"{location} has no column {name!r} ({key}){hint}")
+    if schema.names.count(name) > 1:
+        raise InputError(f"{location} has several columns {name!r} ({key}); rename all but one")
+    return schema.field(name)
 
 
 def value_type(kind: pa.DataType) -> pa.DataType:

@@ -4,38 +4,26 @@ A name is written whole or not at all, and `create` has exactly one winner on ev
 """
 
 import errno
+import io
 import os
 import re
 import stat
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar, cast
 
-from pipeline.errors import (
-    AccessDeniedError,
-    AlreadyExistsError,
-    ConfigError,
-    NightshiftError,
-    NotFoundError,
-    SourceChangedError,
-    StorageError,
-    TransientError,
-)
+from pipeline.errors import AlreadyExistsError, ConfigError, NotFoundError, StorageError
+from pipeline.refusals import BRIEF, changed, file_error, printable, vanished
+from pipeline.retrying import Patience, retried
 from pipeline.settings import StorageSettings
 
+Result = TypeVar("Result")
+
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*")
-# What may pass: full disks, too many open files, network file systems that lose their server for a while.
-PASSING = frozenset(
-    getattr(errno, name)
-    for name in (
-        "EAGAIN", "EBUSY", "EDQUOT", "EINTR", "EIO", "EMFILE", "ENFILE", "ENOMEM", "ENOSPC", "ESTALE", "ETIMEDOUT",
-        "EREMOTEIO", "ECONNRESET", "EHOSTDOWN", "EHOSTUNREACH", "ENETUNREACH", "ENOLINK",
-    )
-    if hasattr(errno, name)
-)  # fmt: skip
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
 
 
@@ -43,12 +31,14 @@ OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "me
 class Entry:
     """One stored object: path relative to its storage, and what identifies its present content.
 
-    `version` is the etag on object stores and the modification time in nanoseconds (hex) on file systems.
+    `version` is the etag on object stores and the modification time in nanoseconds (hex) on file systems. `modified_at`
+    is by the store's clock, and never part of what a file is.
     """
 
     path: str
     size_bytes: int
     version: str
+    modified_at: datetime | None = field(default=None, compare=False)
 
     @property
     def identity(self) -> tuple[str, int, str]:
@@ -57,7 +47,11 @@ class Entry:
 
 
 class Storage(Protocol):
-    """A folder of objects, wherever it is. Paths are relative, with forward slashes."""
+    """A folder of objects, wherever it is. Paths are relative, with forward slashes.
+
+    Every operation is tried again while the store cannot answer, and raises TransientError when it still cannot after
+    `storage.max_retries` or `storage.retry_s`.
+    """
 
     url: str
 
@@ -68,10 +62,10 @@ class Storage(Protocol):
         """Describe one object; NotFoundError without it."""
 
     def read(self, path: str, version: str | None = None) -> bytes:
-        """Read a whole object; SourceChangedError when it is not `version` (any, when None)."""
+        """Read a whole object; SourceChangedError when it is gone or not `version` (any, when None)."""
 
     def open(self, path: str, version: str | None = None) -> BinaryIO:
-        """Open for random reads; SourceChangedError as in `read`."""
+        """Open for random reads of one version; SourceChangedError as in `read`, and in reads after a change."""
 
     def write(self, path: str, data: bytes) -> None:
         """Replace an object atomically and durably."""
@@ -101,6 +95,11 @@ def absolute_url(url: str) -> str:
     return str(Path(url.removeprefix("file://")).expanduser().absolute())
 
 
+def patience_of(settings: StorageSettings) -> Patience:
+    """Return how long one operation is tried."""
+    return Patience(settings.max_retries, settings.retry_s)
+
+
 @lru_cache(maxsize=64)
 def open_storage(url: str, settings: StorageSettings) -> Storage:
     """Open the folder at `url`. Nothing is contacted yet; one client per process and folder.
@@ -112,10 +111,12 @@ def open_storage(url: str, settings: StorageSettings) -> Storage:
     """
     scheme = scheme_of(url)
     if scheme == "file":
-        return FileStorage(absolute_url(url))
+        return FileStorage(absolute_url(url), patience_of(settings))
     if scheme not in OBJECT_SCHEMES:
         known = ", ".join(f"{name}://" for name in OBJECT_SCHEMES)
-        raise ConfigError(f"unknown storage scheme {scheme}:// in {url}; expected a local path or one of {known}")
+        raise ConfigError(
+            f"unknown storage scheme {scheme}:// in {printable(url)}; expected a local path or one of {known}"
+        )
     from pipeline.objectstore import ObjectStorage
 
     return ObjectStorage(url, settings)
@@ -124,9 +125,9 @@ def open_storage(url: str, settings: StorageSettings) -> Storage:
 class FileStorage:
     """A folder of a POSIX file system."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: Patience | None = None) -> None:
         self.url = url
-        self._root = Path(url)
+        self._root, self._patience = Path(url), patience or patience_of(StorageSettings())
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Walk in name order; dot names are skipped, links are followed, but not round in a circle."""
@@ -134,17 +135,13 @@ class FileStorage:
 
     def _walk(self, folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
         """Walk one folder; `above` are the folders that it lies in: a link back to one of them is a cycle."""
-        with _translated(folder):
-            try:
-                inode = folder.stat()
-            except (FileNotFoundError, NotADirectoryError):
-                return
-            if not stat.S_ISDIR(inode.st_mode) or (inode.st_dev, inode.st_ino) in above:
-                return
-            above |= {(inode.st_dev, inode.st_ino)}
-            children = sorted(os.scandir(folder), key=lambda child: child.name)
+        inode = self._ask(folder, lambda: _stat(folder))
+        if not inode or not stat.S_ISDIR(inode.st_mode) or (inode.st_dev, inode.st_ino) in above:
+            return
+        above |= {(inode.st_dev, inode.st_ino)}
+        children = self._ask(folder, lambda: sorted(os.scandir(folder), key=lambda child: child.name))
         for child in children:
-            found = None if child.name.startswith(".") else _stat(child)
+            found = None if child.name.startswith(".") else self._ask(Path(child.path), partial(_stat, child))
             if found and stat.S_ISDIR(found.st_mode):
                 yield from self._walk(Path(child.path), above)
             elif found and stat.S_ISREG(found.st_mode):
@@ -152,49 +149,57 @@ class FileStorage:
 
     def stat(self, path: str) -> Entry:
         """See Storage."""
-        with _translated(self._root / path):
-            found = (self._root / path).stat()
-        _check_regular(self._root / path, found)
+        location = self._root / path
+        found = self._ask(location, location.stat)
+        _check_regular(location, found)
         return _entry(path, found)
 
     def read(self, path: str, version: str | None = None) -> bytes:
         """See Storage."""
-        with self.open(path, version) as file, _translated(self._root / path):
+        with self.open(path, version) as file:
             return file.read()
 
     def open(self, path: str, version: str | None = None) -> BinaryIO:
         """See Storage."""
         location = self._root / path
-        with _translated(location):
-            descriptor = os.open(location, os.O_RDONLY | os.O_NONBLOCK)  # a named pipe's writer may never come
+        try:  # not blocking: a named pipe's writer may never come
+            descriptor = self._ask(location, lambda: os.open(location, os.O_RDONLY | os.O_NONBLOCK))
+        except NotFoundError as error:
+            raise (error if version is None else vanished(str(location))) from error
         try:
             found = os.fstat(descriptor)
             _check_regular(location, found)
             if version is not None and _entry(path, found).version != version:
-                raise changed(join(self.url, path))
+                raise changed(str(location))
         except StorageError:
             os.close(descriptor)
             raise
-        return os.fdopen(descriptor, "rb")
+        return cast(BinaryIO, io.BufferedReader(_VersionReader(descriptor, found, location, self._ask), 1 << 16))
 
     def write(self, path: str, data: bytes) -> None:
         """Write under a temporary name, fsync, rename."""
-        with _translated(self._root / path):
-            temporary = self._write_temporary(path, data)
-            temporary.replace(self._root / path)
-            _sync_folder(temporary.parent)
+        self._ask(self._root / path, lambda: self._write(path, data))
+
+    def _write(self, path: str, data: bytes) -> None:
+        temporary = self._write_temporary(path, data)
+        temporary.replace(self._root / path)
+        _sync_folder(temporary.parent)
 
     def create(self, path: str, data: bytes) -> None:
         """Write under a temporary name, then hard-link it: the link fails when the name is taken."""
-        with _translated(self._root / path):
-            temporary = self._write_temporary(path, data)
-            try:
-                (self._root / path).hardlink_to(temporary)
-            except FileExistsError as error:
-                raise AlreadyExistsError(f"{self._root / path} exists already") from error
-            finally:
-                temporary.unlink()
-            _sync_folder(temporary.parent)
+        self._ask(self._root / path, lambda: self._create(path, data))
+
+    def _create(self, path: str, data: bytes) -> None:
+        target, temporary = self._root / path, self._write_temporary(path, data)
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError as error:
+            # A network file system may have made the link, lost the answer and been asked again.
+            if not target.samefile(temporary):
+                raise AlreadyExistsError(f"{target} exists already") from error
+        finally:
+            temporary.unlink()
+        _sync_folder(temporary.parent)
 
     def _write_temporary(self, path: str, data: bytes) -> Path:
         target = self._root / path
@@ -212,29 +217,63 @@ class FileStorage:
 
     def delete(self, path: str) -> None:
         """See Storage."""
-        with _translated(self._root / path):
-            (self._root / path).unlink(missing_ok=True)
+        self._ask(self._root / path, lambda: (self._root / path).unlink(missing_ok=True))
+
+    def _ask(self, location: Path, action: Callable[[], Result]) -> Result:
+        """Return what the operating system answers, asked again where a moment may help; its errors become ours."""
+
+        def attempt() -> Result:
+            try:
+                return action()
+            except OSError as error:
+                if error.errno in BRIEF:
+                    raise file_error(str(location), error) from error
+                raise
+
+        try:
+            return retried(attempt, self._patience)
+        except OSError as error:
+            raise file_error(str(location), error) from error
 
 
-def changed(location: str) -> SourceChangedError:
-    """Return the error for an object that is not the planned version."""
-    return SourceChangedError(
-        f"{location} changed since it was planned; `nightshift plan` or `nightly` takes the new version"
-    )
+class _VersionReader(io.FileIO):
+    """An open file that is read as it was when it was opened, or not at all: nothing else sees a file rewritten in place.
+
+    The check stands after each read: what was read before the file changed is what was planned.
+    """
+
+    def __init__(self, descriptor: int, found: os.stat_result, location: Path, ask: Callable[..., Any]) -> None:
+        super().__init__(descriptor)
+        self._found, self._location, self._ask = found, location, ask
+
+    def readinto(self, buffer: Any) -> int:
+        count: int = self._checked(lambda: io.FileIO.readinto(self, buffer))
+        return count
+
+    def readall(self) -> bytes:
+        data: bytes = self._checked(lambda: io.FileIO.readall(self))
+        return data
+
+    def _checked(self, read: Callable[[], Any]) -> Any:
+        result = self._ask(self._location, read)
+        now = os.fstat(self.fileno())
+        if (now.st_size, now.st_mtime_ns) != (self._found.st_size, self._found.st_mtime_ns):
+            raise changed(str(self._location))
+        return result
 
 
 def _entry(path: str, found: os.stat_result) -> Entry:
-    return Entry(path, found.st_size, f"{found.st_mtime_ns:x}")
+    modified_at = datetime.fromtimestamp(found.st_mtime, UTC)
+    return Entry(path, found.st_size, f"{found.st_mtime_ns:x}", modified_at)
 
 
-def _stat(child: os.DirEntry[str]) -> os.stat_result | None:
+def _stat(child: "os.DirEntry[str] | Path") -> os.stat_result | None:
     """Describe what a name leads to; None for a file deleted since its folder was read, and for links to nothing."""
-    with _translated(Path(child.path)):
-        try:
-            return child.stat()
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ELOOP):
-                raise
+    try:
+        return child.stat()
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
     return None
 
 
@@ -250,27 +289,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class _translated:
-    """Turn the operating system's errors into ours, with the path in the message."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, FileNotFoundError):
-            raise NotFoundError(f"{self.path} does not exist") from error
-        if isinstance(error, OSError):
-            raise _kind_of(error)(
-                f"{self.path}: {error.strerror}; check the path, its permissions and the free space"
-            ) from error
-
-
-def _kind_of(error: OSError) -> type[NightshiftError]:
-    if isinstance(error, PermissionError):
-        return AccessDeniedError
-    return TransientError if error.errno in PASSING else StorageError

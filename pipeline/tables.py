@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import StorageError
+from pipeline.errors import AlreadyExistsError, StorageError
 from pipeline.storage import Storage, join
 
 
@@ -29,10 +29,22 @@ class Written:
 
 def write_table(storage: Storage, path: str, table: pa.Table) -> Written:
     """Replace the Parquet file at `path` by `table` (zstd)."""
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
-    data = buffer.getvalue()
+    data = _encoded(table)
     storage.write(path, data)
+    return Written(path, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
+
+
+def create_table(storage: Storage, path: str, table: pa.Table) -> Written:
+    """Write a table under a name made of its content: the same file that is there already is left as it is.
+
+    Somebody may be reading it, and whoever wrote it wrote the same rows. One of another size is damaged, and replaced.
+    """
+    data = _encoded(table)
+    try:
+        storage.create(path, data)
+    except AlreadyExistsError:
+        if storage.stat(path).size_bytes != len(data):
+            storage.write(path, data)
     return Written(path, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -43,3 +55,9 @@ def read_table(storage: Storage, path: str, columns: Sequence[str] | None = None
         return pq.read_table(io.BytesIO(data), columns=list(columns) if columns is not None else None)
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
         raise StorageError(f"{join(storage.url, path)} is not a readable Parquet file: {error}") from error
+
+
+def _encoded(table: pa.Table) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -18,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from cluster.dispatch import Pool
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.storage import Storage, open_storage
 
@@ -211,19 +212,19 @@ class Night:
         promote_first(self.store, "tiny", version, "2026-11-24T01:00:00+00:00")
         return version
 
-    def task(self, config: Any, version: str) -> Any:
+    def task(self, config: Any, version: str, run_id: str = "night-1") -> Any:
         """Return what a labeller must know."""
         from pipeline.registry import generation
         from pipeline.tasks import LabelTask
 
         asked = generation(config.dataset, "tiny", version, config.input, config.label)
-        return LabelTask(config.store, config.storage, config.input, config.label, asked, version, "night-1", 2)
+        return LabelTask(config.store, config.storage, config.input, config.label, asked, version, run_id, 2)
 
-    def label(self, config: Any, plan: Any, version: str) -> dict[str, Any]:
+    def label(self, config: Any, plan: Any, version: str, run_id: str = "night-1") -> dict[str, Any]:
         """Label and commit all shards of a plan; return their ledger."""
         from pipeline.labelling import Labeller
 
-        labeller = Labeller(self.task(config, version))
+        labeller = Labeller(self.task(config, version, run_id))
         return {shard.id: labeller(shard) for shard in plan.shards}
 
     def publish(self, config: Any, plan: Any, version: str, ledger: dict[str, Any]) -> Any:
@@ -231,7 +232,7 @@ class Night:
         from pipeline.publication import publish
 
         about = {"model": f"tiny@{version}", "run_id": "night-1", "published_at": "2026-11-24T03:00:00+00:00"}
-        return publish(self.store, self.task(config, version).generation, plan, ledger, about)
+        return publish(self.store, [(self.task(config, version).generation, ledger)], plan, about, config.output)
 
     def whole(self, config: Any, version: str) -> Any:
         """Plan, label and publish what the input holds; return the view."""
@@ -280,23 +281,28 @@ class LocalRay:
         self.cancelled.append(future)
 
 
-class LocalPool:
-    """`cluster.workers.ActorPool` and `TaskPool` with slots in this process."""
+class LocalPool(Pool):
+    """`cluster.workers.ActorPool` and `TaskPool` with workers in this process."""
 
     def __init__(
-        self, factory: Callable[[], Callable[[Any], Any]], num_items: int, workers: int | None, *_: Any
+        self, factory: Callable[[], Callable[..., Any]], min_workers: int, max_workers: int | None, *size: Any
     ) -> None:
-        self.slots = min(workers or 2, num_items)
+        self.places = size[2] if len(size) > 2 else 1
+        self.workers = list(range(max_workers or 2))
+        self.retired: list[int] = []
         self._factory = factory
-        self._functions: dict[int, Callable[[Any], Any]] = {}
+        self._functions: dict[int, Callable[..., Any]] = {}
 
-    def submit(self, slot: int, item: Any) -> Callable[[], Any]:
-        return lambda: self._function(slot)(item)
+    def submit(self, worker: int, item: Any, halvings: int) -> Callable[[], Any]:
+        return lambda: self._function(worker)(item, halvings)
 
-    def _function(self, slot: int) -> Callable[[Any], Any]:
-        if slot not in self._functions:
-            self._functions[slot] = self._factory()
-        return self._functions[slot]
+    def retire(self, worker: int) -> None:
+        self.retired.append(worker)
+
+    def _function(self, worker: int) -> Callable[..., Any]:
+        if worker not in self._functions:
+            self._functions[worker] = self._factory()
+        return self._functions[worker]
 
     def __enter__(self) -> "LocalPool":
         return self
@@ -319,7 +325,9 @@ def local_ray(monkeypatch: pytest.MonkeyPatch) -> LocalRay:
     monkeypatch.setattr("cluster.session.session", session)
     monkeypatch.setattr("cluster.labeller.ActorPool", LocalPool)
     monkeypatch.setattr("cluster.labeller.available", lambda resource: 0.0)
-    monkeypatch.setattr("cluster.planner.TaskPool", lambda function: LocalPool(lambda: function, 4, 4))
+    monkeypatch.setattr(
+        "cluster.planner.TaskPool", lambda function: LocalPool(lambda: lambda item, _: function(item), 1, 4)
+    )
     return local
 
 

@@ -14,14 +14,15 @@ from pipeline.errors import StorageError
 
 SURFACE = {
     "demo": {"--folder", "--fresh"},
-    "plan": set(),
+    "plan": {"--date"},
     "train": {"--again"},
     "evaluate": {"--split"},
-    "label": {"--image", "--retry-quarantined"},
-    "nightly": set(),
+    "label": {"--image", "--retry-quarantined", "--date", "--dry-run"},
+    "nightly": {"--date", "--dry-run"},
     "labels": {"--to", "--limit"},
     "status": set(),
     "report": {"--run"},
+    "clean": {"--older-than", "--yes", "--models"},
     "doctor": set(),
 }
 EVERYWHERE = {"-h", "--help", "--set", "--run-id", "--json"}
@@ -121,7 +122,7 @@ def failed(night, monkeypatch):
     def fails(*_):
         raise StorageError("the store is full")
 
-    monkeypatch.setattr("jobs.label.publish", fails)
+    monkeypatch.setattr("jobs.settle.publish", fails)
     return night.config()
 
 
@@ -144,7 +145,7 @@ def stopped(night, monkeypatch):
     def stops(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jobs.label.publish", stops)
+    monkeypatch.setattr("jobs.settle.publish", stops)
     return night.config()
 
 

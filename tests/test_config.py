@@ -1,3 +1,4 @@
+import datetime
 from pathlib import Path
 
 import pytest
@@ -215,3 +216,37 @@ def test_the_store_opens_from_the_config(config):
     store = config(MINIMAL).open_store()
     store.write("a/b", b"1")
     assert store.read("a/b") == b"1"
+
+
+# The logical date.
+
+DATED = "store: s\ninput: {url: 'in/day=${date}', name: in, filter: [[day, '=', '${date}']]}\n"
+
+
+def test_the_date_stands_in_every_string(config):
+    read = config(DATED, "date=2026-11-24")
+    assert read.input.url.endswith("in/day=2026-11-24")
+    assert read.input.filter == (("day", "=", "2026-11-24"),)
+    assert str(read.date) == "2026-11-24"
+
+
+def test_without_a_date_it_is_today_where_it_is_used_and_none_elsewhere(config):
+    before = datetime.date.today()
+    read = config(DATED)
+    assert before <= read.date <= datetime.date.today()
+    assert read.input.url.endswith(f"in/day={read.date}")
+    assert config(MINIMAL).date is None
+
+
+@pytest.mark.parametrize("value", ["20261124", "soon", "'2026-11-24T02:00'", "2026-13-01", "[1]"])
+def test_what_is_no_date_is_refused(config, value):
+    assert "date" in refused(config, MINIMAL, f"date={value}")
+
+
+def test_a_wrong_date_on_the_command_line_exits_2(capsys):
+    from jobs.cli import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main(["nightly", "c.yaml", "--date", "24.11.2026"])
+    assert stopped.value.code == 2
+    assert "expected a date as YYYY-MM-DD" in capsys.readouterr().err

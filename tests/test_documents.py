@@ -111,12 +111,14 @@ def test_the_paths_of_a_store_are_the_documented_ones():
     generation = Generation("photos", "flowers", "0123")
     assert generation.name == "flowers@0123"
     assert [
-        generation.labels("s"), generation.quarantine("s"), generation.ledger("s"), generation.ledger(),
-        generation.trimmed("s-1"), layout.plans("photos"), layout.published("photos"), layout.features("photos", "f", "s"),
+        generation.labels("s", "r"), generation.quarantine("s", "r"), generation.ledger("s"), generation.ledger(),
+        generation.copy("labels", "trimmed", "s-1"), generation.folder("quarantine"), layout.table("photos"),
+        layout.plans("photos"), layout.published("photos"), layout.features("photos", "f", "s"),
         layout.training("k"), layout.bundle("flowers", "v"), layout.production("flowers"), layout.run("r"),
     ] == [
-        "labels/photos/flowers@0123/s.parquet", "quarantine/photos/flowers@0123/s.parquet",
+        "labels/photos/flowers@0123/s-2659ef.parquet", "quarantine/photos/flowers@0123/s-2659ef.parquet",
         "ledger/photos/flowers@0123/s.json", "ledger/photos/flowers@0123",
-        "labels/photos/flowers@0123/trimmed/s-1.parquet", "plans/photos", "published/photos",
-        "features/photos/f/s.parquet", "trainings/k", "models/flowers/v", "models/flowers/production", "runs/r",
+        "labels/photos/flowers@0123/trimmed/s-1.parquet", "quarantine/photos/flowers@0123", "labels/photos",
+        "plans/photos", "published/photos", "features/photos/f/s.parquet",
+        "trainings/k", "models/flowers/v", "models/flowers/production", "runs/r",
     ]  # fmt: skip

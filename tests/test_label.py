@@ -8,7 +8,7 @@ from conftest import hash_of, published
 
 from jobs.label import work
 from jobs.runs import Run, execute
-from pipeline.errors import StorageError, TransientError
+from pipeline.errors import StorageError
 from pipeline.ledger import read_ledger
 from pipeline.plans import read_plan
 from pipeline.publication import read_view
@@ -47,7 +47,7 @@ def fail_in(monkeypatch, fails):
         return call(self, shard)
 
     monkeypatch.setattr(Labeller, "__call__", labelled)
-    monkeypatch.setattr("cluster.dispatch.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("cluster.retries.FIRST_PAUSE_S", 0.001)
 
 
 # What goes in comes out.
@@ -106,7 +106,7 @@ def test_batch_size_and_workers_change_no_label(night, model, nightshift, local_
     for number, (batch_size, workers) in enumerate([(64, 1), (7, 2), (1, 4)]):
         night.store = open_storage(str(tmp_path / f"store-{number}"), night.config().storage)
         night.seal()
-        config = night.config(input={"shard_images": 10}, label={"batch_size": batch_size, "workers": workers})
+        config = night.config(input={"shard_images": 10}, label={"batch_size": batch_size, "max_workers": workers})
         assert counts(nightshift(config, "label").record) == (50, 50, 0, 0, 0)
         found.append(published(night.store, "data"))
     assert found[0] == found[1] == found[2]
@@ -147,6 +147,7 @@ def test_a_file_that_changed_after_the_plan_fails_its_shard_and_says_plan_again(
     ended = nightshift(config, "label")
     assert ended.code == 3
     assert counts(ended.record) == (5, 5, 0, 0, 1)
+    assert ended.record["failures"][0]["kind"] == "changed"
     assert "changed since it was planned" in ended.record["failures"][0]["error"]
     assert ended.record["failures"][0]["attempts"] == 1
     assert len(published(night.store, "data")) == 5
@@ -167,7 +168,7 @@ def test_a_label_file_that_vanished_is_made_again_and_counted_as_this_runs_work(
 
 def test_files_that_are_lost_again_and_again_stop_the_night(night, model, nightshift, local_ray, monkeypatch):
     night.write("a.parquet", range(5))
-    monkeypatch.setattr("jobs.label.mismatched", lambda store, asked, ledger: list(ledger))
+    monkeypatch.setattr("pipeline.coverage.mismatched", lambda store, asked, ledger: list(ledger))
     ended = nightshift(night.config(), "label")
     assert ended.code == 1
     assert "nothing was published" in ended.said
@@ -246,13 +247,13 @@ def test_a_shard_that_always_fails_is_listed_and_the_rest_is_published(
     night.write("a.parquet", range(30))
     config = night.config(input={"shard_images": 10}, label={"attempts": 2})
     with monkeypatch.context() as patch:
-        fail_in(patch, lambda shard: TransientError("503 slow down") if shard.segments[0].first_row == 10 else None)
+        fail_in(patch, lambda shard: ValueError("a defect") if shard.segments[0].first_row == 10 else None)
         ended = nightshift(config, "label")
     assert ended.code == 3
     assert counts(ended.record) == (20, 20, 0, 0, 1)
     failure = ended.record["failures"][0]
-    assert (failure["error"], failure["attempts"]) == ("TransientError: 503 slow down", 2)
-    assert f"shard {failure['shard']} failed 2 time(s): TransientError: 503 slow down" in ended.said
+    assert (failure["kind"], failure["error"], failure["attempts"]) == ("error", "ValueError: a defect", 2)
+    assert f"shard {failure['shard']} failed 2 time(s): ValueError: a defect" in ended.said
     assert "1 shard failed; the same command tries them again" in ended.record["outcome"]
     assert len(published(night.store, "data")) == 20
     mended = nightshift(config, "label")
@@ -368,7 +369,7 @@ def test_a_broken_input_file_ends_a_label_run_with_3_and_the_rest_published(nigh
 
 def test_a_run_that_is_stopped_says_what_it_did_and_a_rerun_continues(night, model, nightshift, local_ray, monkeypatch):
     night.write("a.parquet", range(40))
-    config = night.config(input={"shard_images": 10}, label={"workers": 1})
+    config = night.config(input={"shard_images": 10}, label={"max_workers": 1})
     with monkeypatch.context() as patch:
         fail_in(patch, stop_at(30))
         stopped = nightshift(config, "label")
@@ -486,7 +487,7 @@ def test_actors_of_a_ray_session_give_the_same_rows(
         source.write(name, data)
     night.store = open_storage(f"{bucket}/store", settings)
     version = night.seal()
-    changes = {"storage": settings.model_dump(), "label": {"workers": workers, "batch_size": batch_size}}
+    changes = {"storage": settings.model_dump(), "label": {"max_workers": workers, "batch_size": batch_size}}
     config = night.config(input=section_of(made, form, source.url), **changes)
     assert counts(nightshift(config, "label").record) == (24, 24, 0, 0, 0)
     rows = published(night.store, form)

@@ -1,3 +1,4 @@
+from collections import Counter
 from functools import partial
 
 import pyarrow as pa
@@ -5,6 +6,7 @@ import pytest
 
 from cluster.dispatch import Failure
 from cluster.labeller import label, open_extractor, open_judge, over_shards
+from pipeline import labelling
 from pipeline.counts import Counts
 from pipeline.errors import ModelError
 from pipeline.ledger import LedgerEntry
@@ -38,6 +40,40 @@ def test_a_shard_whose_file_is_gone_fails_alone(night, planned, local_ray):
     assert isinstance(ended["a.parquet"], LedgerEntry)
     assert isinstance(ended["b.parquet"], Failure)
     assert "b.parquet does not exist" in ended["b.parquet"].error
+    assert ended["b.parquet"].kind == "changed"
+
+
+def test_a_shard_that_is_too_large_for_memory_is_labelled_in_smaller_batches(night, planned, local_ray, monkeypatch):
+    config, plan, version = planned
+    sizes, good = [], labelling.label_shard
+
+    def label_shard(shard, task, *rest):
+        sizes.append(task.label.batch_size)
+        if shard is plan.shards[1] and task.label.batch_size > 2:
+            raise MemoryError
+        return good(shard, task, *rest)
+
+    monkeypatch.setattr(labelling, "label_shard", label_shard)
+    retries = Counter()
+    config = config.model_copy(update={"label": config.label.model_copy(update={"batch_size": 8, "attempts": 1})})
+    ended = dict(label(iter(plan.shards), night.task(config, version), retries=retries))
+    assert sum((entry.counts for entry in ended.values()), Counts()) == Counts(30, 29, 1)
+    assert sorted(sizes) == [2, 4, 8, 8, 8]
+    assert retries == {"memory": 2}
+
+
+def test_labelling_stops_when_it_is_told_to(night, planned, local_ray):
+    config, plan, version = planned
+    assert list(label(plan.shards, night.task(config, version), stop=lambda: True)) == []
+
+
+def test_shards_are_labelled_two_at_a_time_in_one_labeller(night, planned, run_together):
+    """What the actors' threads do: one labeller, several shards at once, the same rows as one after the other."""
+    config, plan, version = planned
+    alone = {shard: labelling.Labeller(night.task(config, version))(shard).counts for shard in plan.shards}
+    shared = labelling.Labeller(night.task(config, version))
+    at_once = run_together(*(partial(shared, shard) for shard in plan.shards))
+    assert [entry.counts for entry in at_once] == [alone[shard] for shard in plan.shards]
 
 
 def test_no_shards_start_no_actors(monkeypatch):
@@ -55,10 +91,10 @@ def test_actors_are_as_many_and_as_large_as_the_settings_say(planned, local_ray,
             raise ModelError("enough")
 
     monkeypatch.setattr("cluster.labeller.ActorPool", Pool)
-    settings = LabelSettings(max_workers=3, cpus_per_worker=2, gpus_per_worker=0.5)
+    settings = LabelSettings(min_workers=2, max_workers=3, cpus_per_worker=2, gpus_per_worker=0.5)
     with pytest.raises(ModelError, match="enough"):
         list(over_shards(plan.shards, len, settings))
-    assert asked == [(len, 3, 3, 2, 0.5)]
+    assert asked == [(len, 2, 3, 2, 0.5, 1)]
 
 
 @pytest.mark.parametrize(("gpus", "setting", "each"), [(0, None, 0), (2, None, 1), (2, 0, 0), (2, 0.5, 0.5)])
@@ -67,7 +103,7 @@ def test_actors_take_a_gpu_each_where_there_are_some(planned, local_ray, monkeyp
 
     class Pool:
         def __init__(self, *arguments):
-            asked.append(arguments[-1])
+            asked.append(arguments[4])
             raise ModelError("enough")
 
     monkeypatch.setattr("cluster.labeller.ActorPool", Pool)

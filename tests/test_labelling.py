@@ -200,8 +200,8 @@ def test_labels_are_written_first_and_the_ledger_last(prepared):
     (entry,) = prepared.label(store)
     asked = prepared.task.generation
     assert store.written == [
-        asked.labels(entry.shard_id),
-        asked.quarantine(entry.shard_id),
+        asked.labels(entry.shard_id, "night-1"),
+        asked.quarantine(entry.shard_id, "night-1"),
         asked.ledger(entry.shard_id),
     ]
 

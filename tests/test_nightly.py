@@ -32,7 +32,7 @@ def test_each_night_labels_what_is_new_and_writes_its_page(night, nightshift, lo
 
 def test_deleted_images_leave_the_view_without_labelling_anything(night, nightshift, local_ray):
     night.write("a.parquet", range(10))
-    gone = night.write("b.parquet", range(10, 14))
+    gone = night.write("b.parquet", range(10, 12))
     nightshift(night.config(), "nightly")
     gone.unlink()
     ended = nightshift(night.config(), "nightly")
@@ -63,7 +63,7 @@ def test_a_night_that_failed_keeps_its_exit_code(night, nightshift, local_ray, m
         raise StorageError("the store is full")
 
     night.write("a.parquet", range(10))
-    monkeypatch.setattr("jobs.label.publish", fails)
+    monkeypatch.setattr("jobs.settle.publish", fails)
     ended = nightshift(night.config(), "nightly")
     assert ended.code == 1
     assert "the store is full" in ended.said

@@ -27,6 +27,34 @@ def test_a_second_plan_is_unchanged_and_needs_no_session(night, nightshift, loca
     assert local_ray.sessions == 0
 
 
+def test_a_later_plan_says_what_is_new_changed_and_deleted(night, nightshift, local_ray):
+    for number in range(10):
+        night.write(f"{number}.parquet", range(number * 10, number * 10 + 10))
+    first = nightshift(night.config(), "plan")
+    assert first.record["changes"] == {"new": 100, "changed": 0, "deleted": 0}
+    for number in range(10, 15):
+        night.write(f"{number}.parquet", range(number * 10, number * 10 + 10))
+    (night.data / "3.parquet").unlink()
+    night.write("4.parquet", range(900, 911))
+    ended = nightshift(night.config(), "plan")
+    assert "new 51, changed 10, deleted 10 images" in ended.said
+    assert ended.record["changes"] == {"new": 51, "changed": 10, "deleted": 10}
+    unchanged = nightshift(night.config(), "plan")
+    assert unchanged.record["changes"] == {"new": 0, "changed": 0, "deleted": 0}
+
+
+def test_an_input_that_vanished_ends_with_3_and_says_how_to_go_on(night, nightshift, local_ray):
+    path = night.write("a.parquet", range(25))
+    nightshift(night.config(), "plan")
+    path.unlink()
+    ended = nightshift(night.config(), "plan")
+    assert ended.code == 3
+    assert "25 of 25 known images (100%) are gone" in ended.said
+    assert read_plan(night.store, "data").n == 1
+    meant = nightshift(night.config(), "plan", "--set", "input.max_vanished_fraction=1")
+    assert (meant.code, read_plan(night.store, "data").num_images) == (0, 0)
+
+
 def test_files_that_cannot_be_read_are_listed_and_exit_3(night, nightshift, local_ray):
     night.write("a.parquet", range(5))
     for number in range(7):

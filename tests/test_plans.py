@@ -2,7 +2,7 @@ import pytest
 
 from pipeline import plans
 from pipeline.errors import AlreadyExistsError
-from pipeline.plans import Plan, read_plan, read_unfinished, write_plan
+from pipeline.plans import Changes, Plan, changes, read_plan, read_unfinished, write_plan
 from pipeline.shards import Segment, Shard, shards_to_table, update_shards
 from pipeline.storage import FileStorage
 from pipeline.tables import write_table
@@ -104,3 +104,34 @@ def test_plans_work_on_object_stores(s3):
     with pytest.raises(AlreadyExistsError):
         write_plan(store, plan(1, shard("b")), "now")
     assert read_plan(store, "photos") == plan(1, shard("a"))
+
+
+def shard_of(*files) -> Shard:
+    return Shard(tuple(Segment(path, 1, version, 0, rows, rows) for path, version, rows in files))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "unreadable", "expected"),
+    [
+        ([], [("a", "1", 5)], (), (5, 0, 0)),
+        ([("a", "1", 5)], [("a", "1", 5)], (), (0, 0, 0)),
+        ([("a", "1", 5), ("b", "1", 7)], [("b", "1", 7), ("c", "1", 2)], (), (2, 0, 5)),
+        ([("a", "1", 5)], [("a", "2", 5)], (), (0, 5, 0)),
+        ([("a", "1", 5)], [("a", "2", 8)], (), (3, 5, 0)),
+        ([("a", "1", 5)], [("a", "2", 3)], (), (0, 3, 2)),
+        ([("a", "1", 5)], [], ("a",), (0, 0, 0)),
+        ([("a", "1", 5)], [], (), (0, 0, 5)),
+    ],
+)
+def test_what_became_of_the_images(before, after, unreadable, expected):
+    what = changes([shard_of(*before)], [shard_of(*after)], unreadable)
+    assert (what.new, what.changed, what.deleted) == expected
+    if not unreadable:
+        assert sum(n for *_, n in before) + what.new - what.deleted == sum(n for *_, n in after)
+
+
+def test_a_file_in_two_shards_is_one_file():
+    first, second = Segment("a", 1, "1", 0, 5, 9), Segment("a", 1, "1", 5, 4, 9)
+    assert changes([Shard((first,))], [Shard((first,)), Shard((second,))]) == Changes(4, 0, 0)
+    dead = Shard((first, second), frozenset({second.key}))
+    assert changes([Shard((first, second))], [dead]) == Changes(0, 0, 4)

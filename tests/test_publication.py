@@ -38,7 +38,7 @@ def test_view_lists_the_live_files_and_no_others(night):
     night.write("b.parquet", [4, 5], image=images(night, b"good", b"bad"))
     config, version = night.config(input={"shard_images": 3}), night.seal()
     asked = night.task(config, version).generation
-    night.store.write(asked.labels("stray"), b"of an attempt that never committed")
+    night.store.write(asked.labels("stray", "other"), b"of an attempt that never committed")
     view = night.whole(config, version)
     assert view.n == 1
     assert sorted(ids(night, view.files)) == [1, 2, 3, 4]
@@ -253,7 +253,7 @@ def test_books_that_do_not_balance_are_not_published(night):
     ((shard_id, entry),) = night.label(config, plan, version).items()
     cooked = {shard_id: replace(entry, segments={key: [3, 2, 0] for key in entry.segments})}
     with pytest.raises(IntegrityError, match=r"3 images in, but 2 labelled \+ 0 quarantined"):
-        publish(night.store, night.task(config, version).generation, plan, cooked, {})
+        publish(night.store, [(night.task(config, version).generation, cooked)], plan, {})
     assert read_view(night.store, "data") is None
 
 

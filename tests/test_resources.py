@@ -1,7 +1,7 @@
 import pytest
 
 from cluster import resources
-from cluster.resources import available, fitting, unused
+from cluster.resources import available, check_fits, fitting, places, unused
 from pipeline.errors import UsageError
 
 
@@ -63,3 +63,11 @@ def test_a_worker_never_spans_two_nodes(monkeypatch, cpus, gpus, workers):
 def test_the_standing_session_has_what_it_was_given(ray_session):
     assert (available(), available("GPU")) == (4, 0)
     assert fitting(2, 0, None) == 2
+
+
+@pytest.mark.parametrize(("cpus", "gpus", "workers"), [(1, 0, 8), (3, 0, 2), (16, 0, 0), (1, 1, 2), (1, 4, 0)])
+def test_places_are_counted_on_nodes_that_live(cluster, cpus, gpus, workers):
+    assert places(cpus, gpus) == workers
+    assert check_fits(workers, cpus, gpus) == workers
+    with pytest.raises(UsageError, match="do not fit"):
+        check_fits(workers + 1, cpus, gpus)

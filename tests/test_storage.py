@@ -16,6 +16,7 @@ from pipeline.errors import (
     StorageError,
     TransientError,
 )
+from pipeline.retrying import Patience
 from pipeline.settings import StorageSettings
 from pipeline.storage import Entry, FileStorage, absolute_url, join, open_storage, scheme_of
 
@@ -25,7 +26,7 @@ ODD_NAMES = ["a#1.jpg", "a%2Fb.jpg", "100% done.jpg", "ü ñ.jpg", "sp ace.jpg",
 
 @pytest.fixture
 def folder(tmp_path):
-    return FileStorage(str(tmp_path))
+    return FileStorage(str(tmp_path), Patience(max_retries=2, total_s=60))
 
 
 def paths(where, prefix: str = "") -> list[str]:

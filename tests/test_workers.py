@@ -13,6 +13,9 @@ from pipeline.errors import ModelError, UsageError
 class Handle:
     """An actor handle that starts nothing."""
 
+    def __init__(self, *arguments):
+        self.where = type("M", (), {"remote": lambda _: f"starting {id(self)}"})()
+
 
 @pytest.fixture
 def no_actors(monkeypatch):
@@ -21,30 +24,99 @@ def no_actors(monkeypatch):
     monkeypatch.setattr("cluster.resources.ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
     monkeypatch.setattr("cluster.resources.ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("cluster.workers.ray.remote", lambda **options: lambda kind: type("R", (), {"remote": Handle}))
-    monkeypatch.setattr(Handle, "__init__", lambda self, *arguments: None)
+    monkeypatch.setattr("cluster.workers.ray.get", lambda future: f"worker of {future}")
     monkeypatch.setattr("cluster.workers.ray.kill", killed.append)
     monkeypatch.setattr("cluster.workers.ray.is_initialized", lambda: True)
+    monkeypatch.setattr("cluster.workers.LOOK_EVERY_S", 0.0)
     return killed
 
 
-@pytest.mark.parametrize(("num_items", "workers", "slots"), [(100, None, 8), (100, 3, 3), (2, None, 2), (1, 4, 1)])
-def test_no_more_actors_than_items(no_actors, num_items, workers, slots):
-    assert ActorPool(lambda: None, num_items, workers, cpus=1).slots == slots
+def nodes(monkeypatch, *cpus):
+    monkeypatch.setattr(
+        "cluster.resources.ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": float(n)}} for n in cpus]
+    )
 
 
-def test_more_workers_than_fit_are_refused_even_for_one_item(no_actors):
+def admit_all(pool):
+    for future in list(pool.starting):
+        pool.admit(future)
+
+
+@pytest.mark.parametrize(
+    ("items", "most", "actors"), [(100, None, 8), (100, 3, 3), (2, None, 2), (1, 4, 1), (100, 99, 8), (0, None, 0)]
+)
+def test_as_many_actors_as_there_is_work_for_are_allowed_and_fit(no_actors, items, most, actors):
+    pool = ActorPool(len, 1, most, cpus=1, places=2)
+    pool.staff(items)
+    pool.staff(items)
+    assert len(pool.starting) == actors
+    assert pool.room == 2 * min(most or 8, 8)
+    admit_all(pool)
+    assert (len(pool.starting), len(pool.workers)) == (0, actors)
+
+
+def test_fewer_than_the_least_number_of_actors_are_refused(no_actors):
     with pytest.raises(UsageError, match="9 worker"):
-        ActorPool(lambda: None, 1, workers=9, cpus=1)
+        ActorPool(len, 9, None, cpus=1)
+
+
+def test_a_node_that_joins_gets_actors_and_one_that_left_gets_no_other(no_actors, monkeypatch):
+    pool = ActorPool(len, 1, 6, cpus=2)
+    pool.staff(50)
+    assert len(pool.starting) == 4
+    admit_all(pool)
+    nodes(monkeypatch, 8, 2, 64)
+    pool.staff(50)
+    assert len(pool.starting) == 2, "up to max_workers"
+    admit_all(pool)
+    nodes(monkeypatch, 8)
+    for seat in pool.workers[4:]:
+        pool.retire(seat)
+        pool.retire(seat)
+    pool.staff(50)
+    assert (len(pool.workers), len(pool.starting), len(no_actors)) == (4, 0, 2)
+
+
+def test_when_all_nodes_are_gone_one_actor_waits_for_the_next(no_actors, monkeypatch):
+    pool = ActorPool(len, 1, None, cpus=1)
+    nodes(monkeypatch)
+    pool.staff(50)
+    pool.staff(50)
+    assert (len(pool.starting), pool.room) == (1, 1)
+    nodes(monkeypatch, 3)
+    pool.staff(50)
+    assert (len(pool.starting), pool.room) == (3, 3)
+
+
+def test_an_actor_that_fails_to_start_is_said_and_tried_again_after_a_while(no_actors, monkeypatch):
+    pool = ActorPool(len, 1, 1, cpus=1)
+    monkeypatch.setattr("cluster.workers.LOOK_EVERY_S", 3600.0)
+    monkeypatch.setattr("cluster.workers.ray.get", lambda future: fails())
+
+    def fails():
+        raise ray.exceptions.ActorDiedError()
+
+    pool.staff(5)
+    admit_all(pool)
+    pool.staff(5)
+    assert (len(pool.workers), len(pool.starting)) == (0, 0)
+    assert pool.trouble.startswith("ActorDiedError: ")
+    monkeypatch.setattr("cluster.workers.time.monotonic", lambda: 1e12)
+    pool.staff(5)
+    assert len(pool.starting) == 1
 
 
 def test_leaving_the_block_ends_every_actor(no_actors):
-    with ActorPool(lambda: None, 5, None, cpus=1):
-        pass
+    with ActorPool(len, 1, None, cpus=1) as pool:
+        pool.staff(3)
+        admit_all(pool)
+        pool.staff(5)
     assert len(no_actors) == 5
 
 
 def test_leaving_the_block_after_the_session_starts_no_other(no_actors, monkeypatch):
-    with ActorPool(lambda: None, 5, None, cpus=1):
+    with ActorPool(len, 1, None, cpus=1) as pool:
+        pool.staff(5)
         monkeypatch.setattr("cluster.workers.ray.is_initialized", lambda: False)
     assert no_actors == []
 
@@ -55,13 +127,13 @@ def test_an_actor_makes_its_function_once_with_its_share_of_threads(ray_session)
 
         made = {"made": 0, "threads": torch.get_num_threads()}
 
-        def work(item):
+        def work(item, halvings):
             made["made"] += 1
             return os.getpid(), made["made"], made["threads"]
 
         return work
 
-    with ActorPool(open_worker, 3, workers=1, cpus=2) as pool:
+    with ActorPool(open_worker, 1, 1, cpus=2) as pool:
         results = [result for _, result in dispatch(pool, range(3), attempts=1)]
         pid = results[0][0]
     assert pid != os.getpid()
@@ -85,7 +157,7 @@ def test_a_model_that_cannot_be_built_stops_the_run_with_its_own_error(ray_sessi
 
     with (
         pytest.raises(ModelError, match=r"^the weights do not fit$"),
-        ActorPool(open_worker, 3, workers=1, cpus=1) as pool,
+        ActorPool(open_worker, 1, 1, cpus=1) as pool,
     ):
         list(dispatch(pool, range(3), attempts=5))
 
@@ -97,7 +169,43 @@ def test_tasks_take_two_items_per_cpu_and_fail_one_by_one(ray_session):
         return item * 10
 
     pool = TaskPool(work)
-    assert pool.slots == 2 * ray.cluster_resources()["CPU"]
+    assert pool.room == 2 * ray.cluster_resources()["CPU"]
     ended = dict(dispatch(pool, range(12), attempts=1))
-    assert ended.pop(2) == Failure("ValueError: bad item", 1)
+    assert ended.pop(2) == Failure("ValueError: bad item", 1, "error")
     assert ended == {item: item * 10 for item in range(12) if item != 2}
+
+
+def test_two_items_of_one_actor_run_at_the_same_time_and_share_one_function(ray_session, tmp_path):
+    """Each waits for the other; the function is made once although both ask for it first."""
+
+    def open_worker():
+        made = tmp_path / "made"
+        made.write_text(made.read_text() + "x" if made.exists() else "x")
+
+        def work(item, halvings):
+            (tmp_path / f"here-{item}").touch()
+            deadline = time.monotonic() + 30
+            while not (tmp_path / f"here-{1 - item}").exists():
+                assert time.monotonic() < deadline, "the other one never came"
+                time.sleep(0.01)
+            return os.getpid()
+
+        return work
+
+    with ActorPool(open_worker, 1, 1, cpus=1, places=2) as pool:
+        results = dict(dispatch(pool, [0, 1], attempts=1))
+    assert results[0] == results[1]
+    assert (tmp_path / "made").read_text() == "x"
+
+
+def test_a_real_memory_error_comes_back_with_a_smaller_batch(ray_session):
+    def open_worker():
+        def work(item, halvings):
+            if halvings < item:
+                raise MemoryError("too large")
+            return halvings
+
+        return work
+
+    with ActorPool(open_worker, 1, 1, cpus=1, places=2) as pool:
+        assert dict(dispatch(pool, range(4), attempts=1, halvings=6)) == {0: 0, 1: 1, 2: 2, 3: 3}

@@ -1,0 +1,118 @@
+"""The end of a labelling run: check the books, publish or hold back, say what happened and what is left to do."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jobs.console import counted, say
+from jobs.runs import HELD, NOTHING_NEW, STOPPED, Run, utc_now
+from pipeline import layout
+from pipeline.counts import Counts
+from pipeline.coverage import Coverage, generations
+from pipeline.deltatable import sync_table
+from pipeline.ledger import LedgerEntry
+from pipeline.plans import Plan
+from pipeline.publication import View, publish, read_view
+from pipeline.shards import Shard
+from pipeline.storage import join
+
+
+def settle(
+    run: Run, plan: Plan, coverage: Coverage, done: Mapping[str, LedgerEntry], left: Sequence[Shard], limit: str
+) -> None:
+    """Settle a run.
+
+    Parameters
+    ----------
+    done : Mapping[str, LedgerEntry]
+        What this run committed.
+    left : Sequence[Shard]
+        What it was asked to label and did not.
+    limit : str
+        The limit that it met, in words; empty when it met none.
+    """
+    new = counts_of(plan, done)
+    run.count(new)
+    run.note(skipped=counts_of(plan, coverage.entries).images_in - new.images_in)
+    new.check(f"run {run.id}")
+    _report_what_is_left(run, left, limit)
+    if reason := _held(run, plan, coverage):
+        if left:
+            say(f"not published: {reason}")
+        run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
+    else:
+        view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
+        run.note(view=view.n, duplicates=view.document["duplicates"])
+        _announce(run, view, changed, new)
+        if view.document["plan"] > plan.n:
+            run.end(
+                HELD,
+                f"plan {plan.n} was overtaken by plan {view.document['plan']}, whose view stays; the labels are kept",
+            )
+    if run.config.output.table == "delta" and sync_table(run.store, run.config.storage, plan.dataset):
+        say(f"the Delta table at {join(run.store.url, layout.table(plan.dataset))} shows the current view")
+    if run.config.label.require_new and not new.images_in:
+        run.end(NOTHING_NEW)
+
+
+def counts_of(plan: Plan, entries: Mapping[str, LedgerEntry]) -> Counts:
+    """Return the books of the plan's shards that have an entry."""
+    return sum((entries[s.id].live_counts(s) for s in plan.shards if s.id in entries), Counts())
+
+
+def _report_what_is_left(run: Run, left: Sequence[Shard], limit: str) -> None:
+    """Say which shards failed and how many images wait for the next run; the exit code follows."""
+    failures = run.record["failures"]
+    for failure in failures[:5]:
+        say(f"shard {failure['shard']} failed {failure['attempts']} time(s): {failure['error']}")
+    if failures:
+        run.end(HELD, f"{counted(len(failures), 'shard')} failed; the same command tries them again")
+    run.note(remaining=sum(shard.num_images for shard in left))
+    failed = {failure["shard"] for failure in failures}
+    if limit and any(shard.id not in failed for shard in left):
+        run.end(STOPPED, f"{limit}; {counted(run.record['remaining'])} in {counted(len(left), 'shard')} remain")
+
+
+def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
+    """Return why the result must not be published, an empty string when it may."""
+    view, entries = read_view(run.store, plan.dataset), coverage.entries
+    if not entries:
+        return "no shard could be labelled" if plan.shards else "the plan holds no images"
+    # A view may go on half done only with all the labels that it has: those of generations that answer for shards here.
+    same = view is not None and set(generations(view)) <= {generation for generation, _ in coverage.parts}
+    missing = [shard for shard in plan.shards if shard.id not in entries]
+    if missing and view and not same:
+        return (
+            f"a new model's labels are published only when every shard is labelled, and {counted(len(missing), 'shard')} "
+            f"with {counted(sum(shard.num_images for shard in missing))} are not (label.relabel: all)"
+        )
+    published = view.shard_ids if same and view else set()
+    fresh = {shard_id: entry for shard_id, entry in entries.items() if shard_id not in published}
+    counts, limit = counts_of(plan, fresh), run.config.label.max_bad_fraction
+    if counts.bad_fraction > limit:
+        return (
+            f"{counts.quarantined:,} of {counts.images_in:,} new images are bad ({counts.bad_fraction:.1%}), more than "
+            f"label.max_bad_fraction = {limit:g}; look at `nightshift report`, then correct the input or raise the limit"
+        )
+    return ""
+
+
+def _about(run: Run) -> dict[str, Any]:
+    return {
+        "model": run.record["model"], "run_id": run.id, "published_at": utc_now(), "date": run.record["date"],
+    }  # fmt: skip
+
+
+def _announce(run: Run, view: View, changed: bool, new: Counts) -> None:
+    say(
+        f"{counted(new.images_in)} in = {new.labelled:,} labelled + {new.quarantined:,} quarantined; "
+        f"{run.record['skipped']:,} were done before"
+    )
+    if view.document["duplicates"]:
+        say(f"quarantined with both locations: {counted(view.document['duplicates'], 'row')} whose image id is taken")
+    labels = f"{view.counts.labelled:,} labels"
+    if len(names := generations(view)) > 1:
+        others = ", ".join(generation.name for generation in names[1:])
+        say(f"the view also lists labels of {others} (label.relabel: new); each row's column `model` says whose it is")
+    else:
+        labels += f" of {view.document['model']}"
+    say(f"view {view.n} {'published' if changed else 'unchanged'}: {labels}")
