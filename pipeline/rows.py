@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -40,7 +41,7 @@ class Row:
     split: str | None = None
     group: str | None = None
 
-    @property
+    @cached_property
     def content_hash(self) -> str | None:
         """SHA-256 of the encoded bytes, hex."""
         return hashlib.sha256(self.data).hexdigest() if self.data is not None else None

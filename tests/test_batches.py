@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from pipeline import batches
-from pipeline.batches import BATCHES_AHEAD, decoded_batches, decoder
+from pipeline.batches import decoded_batches, decoder
 from pipeline.errors import ImageError, TransientError
 from pipeline.rows import Row
 from pipeline.transforms import Transforms
@@ -55,19 +55,6 @@ def test_nothing_in_nothing_out():
     assert run([]) == []
 
 
-def test_reading_stays_a_few_batches_ahead_and_no_more(png):
-    taken = []
-
-    def chunks() -> Iterator[list[Row]]:
-        for n in range(10):
-            taken.append(n)
-            yield [row(n, png(n))]
-
-    for used, _ in enumerate(decoded_batches(chunks(), decoder(GREY, 10_000), GREY, 1), 1):
-        assert len(taken) <= used + BATCHES_AHEAD + 1
-    assert used == 10
-
-
 def test_the_next_rows_are_read_while_the_caller_works(png):
     second_is_read = threading.Event()
 
@@ -108,7 +95,7 @@ def test_memory_error_of_the_decoder_is_not_a_bad_row(png, monkeypatch):
     def starved(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(batches, "decode", starved)
+    monkeypatch.setattr(batches, "finish", starved)
     with pytest.raises(MemoryError):
         run([[row(0, png())]])
 

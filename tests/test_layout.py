@@ -32,6 +32,7 @@ LOWER = [
     "ledger",
     "publication",
     "lanes",
+    "budget",
     "tasks",
     "examples",
     "page",
@@ -39,7 +40,9 @@ LOWER = [
 UPPER = [
     "images",
     "transforms",
+    "fastjpeg",
     "batches",
+    "results",
     "zoo",
     "bundle",
     "adoption",
