@@ -6,7 +6,7 @@ the reference decides. So an image has the same verdict on both paths.
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,22 @@ from pipeline.transforms import FILTERS, Pixels, Transforms, Window
 
 # The factors for which libjpeg-turbo has vector code; others are slower than decoding in full.
 FACTORS = (8, 4, 2)
-# Pixels of the whole picture [h, w, C], the window of its resized form, crop_px, interpolation -> the crop.
-Resize = Callable[[npt.NDArray[np.uint8], Window, int, str], Pixels]
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """A picture, uint8 [h, w, C], with both sides divided: `width` and `height` are what they were over the divisor.
+
+    A part of a pixel counts as one in the array, so `width` may be shorter than the array by less than 1.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    width: float
+    height: float
+
+
+# A picture, the window of its resized form, crop_px, interpolation -> the crop, uint8 [crop, crop, C or none].
+Resize = Callable[[Shrunk, Window, int, str], Pixels]
 
 # How each turn is undone and done: (sides swapped, rows reversed, columns reversed), in the order of doing.
 STEPS = {
@@ -86,42 +100,41 @@ def best_resize() -> Resize:
     return resize_with_torch if "torch" in sys.modules else resize_with_pillow
 
 
-def resize_with_pillow(decoded: npt.NDArray[np.uint8], window: Window, crop_px: int, interpolation: str) -> Pixels:
+def resize_with_pillow(picture: Shrunk, window: Window, crop_px: int, interpolation: str) -> Pixels:
     """Resize only what the crop keeps."""
-    height, width = decoded.shape[:2]
-    across, down = width / window.width, height / window.height
+    across, down = picture.width / window.width, picture.height / window.height
     box = (
         window.left * across,
         window.top * down,
-        min(width, (window.left + crop_px) * across),
-        min(height, (window.top + crop_px) * down),
+        min(picture.width, (window.left + crop_px) * across),
+        min(picture.height, (window.top + crop_px) * down),
     )
-    picture = Image.fromarray(decoded if decoded.shape[2] == 3 else decoded[:, :, 0])
-    return np.asarray(picture.resize((crop_px, crop_px), FILTERS[interpolation], box))
+    image = Image.fromarray(picture.pixels if picture.pixels.shape[2] == 3 else picture.pixels[:, :, 0])
+    return np.asarray(image.resize((crop_px, crop_px), FILTERS[interpolation], box))
 
 
-def resize_with_torch(decoded: npt.NDArray[np.uint8], window: Window, crop_px: int, interpolation: str) -> Pixels:
-    """Resize all, then crop: still faster."""
+def resize_with_torch(picture: Shrunk, window: Window, crop_px: int, interpolation: str) -> Pixels:
+    """Resize all, then crop: still faster. Torch knows no part of a pixel; then Pillow does it."""
+    if picture.pixels.shape[:2] != (picture.height, picture.width):
+        return resize_with_pillow(picture, window, crop_px, interpolation)
     import torch
 
-    batch = torch.from_numpy(decoded)[None].permute(0, 3, 1, 2)
+    batch = torch.from_numpy(picture.pixels)[None].permute(0, 3, 1, 2)
     size = (window.height, window.width)
     resized = torch.nn.functional.interpolate(batch, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0)
-    crop: Any = resized[window.top : window.top + crop_px, window.left : window.left + crop_px].numpy()
-    return np.asarray(crop)
+    crop: Pixels = resized[window.top : window.top + crop_px, window.left : window.left + crop_px].numpy()
+    return crop
 
 
-def _decode(data: bytes, image: Image.Image, transforms: Transforms) -> npt.NDArray[np.uint8]:
-    """Return uint8 [h, w, C], both sides divided by the factor (rounded up); ValueError at the least oddity."""
+def _decode(data: bytes, image: Image.Image, transforms: Transforms) -> Shrunk:
+    """Decode as small as may be; ValueError at the least oddity."""
     factor = factor_of(*image.size, transforms.resize_px)
     width, height = (-(-side // factor) for side in image.size)
     smaller = {"min_height": height, "min_width": width, "min_factor": factor} if factor > 1 else {}
-    decoded: npt.NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        data, "RGB" if transforms.color == "RGB" else "GRAY", **smaller
-    )
-    if decoded.shape[:2] != (height, width):
-        raise ValueError(f"decoded {decoded.shape[1]} x {decoded.shape[0]}, expected {width} x {height}")
-    return decoded
+    pixels = simplejpeg.decode_jpeg(data, "RGB" if transforms.color == "RGB" else "GRAY", **smaller)
+    if pixels.shape[:2] != (height, width):
+        raise ValueError(f"decoded {pixels.shape[1]} x {pixels.shape[0]}, expected {width} x {height}")
+    return Shrunk(pixels, image.width / factor, image.height / factor)
 
 
 def _stored(window: Window, crop_px: int, swapped: bool, rows_reversed: bool, columns_reversed: bool) -> Window:

@@ -164,6 +164,10 @@ def test_planning_and_submitting_need_no_torch():
     assert loaded_after(statement, "torch", "torchvision", "PIL") == []
 
 
+def test_decoding_needs_no_torch():
+    assert loaded_after("import pipeline.batches, pipeline.results", "torch", "torchvision", "ray") == []
+
+
 def test_pipeline_needs_no_ray():
     statement = "import pipeline.fitting, pipeline.labelling, pipeline.evaluation, pipeline.gallery"
     assert loaded_after(statement, "ray") == []
