@@ -30,7 +30,7 @@ def label_photo(config: Config, path: str, as_json: bool) -> int:
         raise InputError(f"--image {path}: {error.strerror}; give the path of an image file") from error
     predictor = Predictor(load_bundle(store, config.model.name, version), max(SHOWN, config.label.top_k))
     try:
-        row = answer(predictor, path, data, config.input.max_pixels)
+        row = answer(predictor, path, data, config.input.max_pixels, config.label.exact)
     except ImageError as error:
         raise InputError(f"--image {path}: {error}") from error
     for best in [] if as_json else row["top_k"]:

@@ -1,19 +1,20 @@
-"""Decoded batches of a shard: the next batches are read and decoded in threads while the caller uses this one."""
+"""Decoded batches of a shard: the next ones are read and decoded in threads, within a budget, while the caller uses this one."""
 
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from queue import SimpleQueue
 from time import perf_counter
 
 import numpy as np
 
+from pipeline.budget import Budget, Share
 from pipeline.errors import ImageError
-from pipeline.images import decode
+from pipeline.fastjpeg import best_resize, fast_bytes, fast_pixels, is_fast
+from pipeline.images import finish, opened, picture_bytes
 from pipeline.rows import Row
 from pipeline.transforms import Pixels, Transforms
-
-BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -31,18 +32,36 @@ class Batch:
     wait_s: float = 0.0
 
 
-Decoder = Callable[[Row], tuple[Pixels, tuple[int, int]] | ImageError]
+Result = tuple[Pixels, tuple[int, int]] | ImageError
+Decoder = Callable[[Row], Result]
 
 
-def decoder(transforms: Transforms, max_pixels: int) -> Decoder:
-    """Return a function that turns a row into model input and its upright size, or into the error that it is."""
+def decoder(transforms: Transforms, max_pixels: int, exact: bool = True, budget: Budget | None = None) -> Decoder:
+    """Return a function that turns a row into model input and its upright size, or into the error that it is.
 
-    def decode_row(row: Row) -> tuple[Pixels, tuple[int, int]] | ImageError:
+    Parameters
+    ----------
+    exact : bool
+        Only the reference decoder; else the fast one where it can, which differs in pixels a little and in no verdict.
+    budget : Budget, optional
+        What bounds the pictures in the decoder; default: only the number of threads.
+    """
+    room: Callable[[int], AbstractContextManager[None]] = budget.picture if budget else lambda _: nullcontext()
+    resize = best_resize()
+
+    def decode_row(row: Row) -> Result:
         if row.data is None:
             return row.error or ImageError("read", "null", "no data")
         try:
-            decoded = decode(row.data, transforms.color, max_pixels)
-            return transforms.pixels(decoded.image), (decoded.width, decoded.height)
+            with opened(row.data, max_pixels) as image:
+                if not exact and is_fast(image, transforms):
+                    with room(fast_bytes(image, transforms)):
+                        found = fast_pixels(row.data, image, transforms, resize)
+                    if found is not None:
+                        return found
+                with room(picture_bytes(image)):
+                    decoded = finish(image, transforms.color)
+                    return transforms.pixels(decoded.image), (decoded.width, decoded.height)
         except ImageError as error:
             return error
 
@@ -50,31 +69,54 @@ def decoder(transforms: Transforms, max_pixels: int) -> Decoder:
 
 
 def decoded_batches(
-    chunks: Iterator[list[Row]], decode_row: Decoder, transforms: Transforms, threads: int
+    chunks: Iterator[list[Row]], decode_row: Decoder, transforms: Transforms, threads: int, budget: Budget | None = None
 ) -> Iterator[Batch]:
-    """Read and decode lists of rows ahead of the caller, at most BATCHES_AHEAD + 2 of them in memory.
+    """Read and decode lists of rows ahead of the caller, as far as the budget goes (default: one of its own).
 
-    Errors of reading (`chunks`) reach the caller as they are; errors of one image are in its batch's `bad`.
+    Errors of reading (`chunks`) reach the caller as they are, after the batches before them; errors of one image are
+    in its batch's `bad`. Asking for the next batch gives the last one's bytes back.
     """
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(threads) as pool:
-        ahead: deque[tuple[list[Row], list[Future[tuple[Pixels, tuple[int, int]] | ImageError]]]] = deque()
-        reading: Future[list[Row] | None] | None = reader.submit(next, chunks, None)
-        while reading or ahead:
+    share, ready = Share(budget or Budget()), SimpleQueue[_Work | None]()
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as reader:
+        try:
+            reading = reader.submit(_read, chunks, decode_row, transforms, share, pool, ready)
             started = perf_counter()
-            while reading and len(ahead) <= BATCHES_AHEAD and (reading.done() or not ahead):
-                read = reading.result()
-                reading = reader.submit(next, chunks, None) if read is not None else None
-                if read is not None:
-                    ahead.append((read, [pool.submit(decode_row, row) for row in read]))
-            if ahead:
-                rows, futures = ahead.popleft()
-                results = [future.result() for future in futures]
-                yield _batch(rows, results, transforms, perf_counter() - started)
+            for work in iter(ready.get, None):
+                results = [future.result() for future in work.futures]
+                yield _batch(work.rows, results, transforms, perf_counter() - started)
+                share.give(work.num_bytes)
+                started = perf_counter()
+            reading.result()
+        finally:  # the caller may have had enough: nothing more is read or decoded
+            share.close()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _batch(
-    rows: list[Row], results: list[tuple[Pixels, tuple[int, int]] | ImageError], transforms: Transforms, wait_s: float
-) -> Batch:
+@dataclass(frozen=True)
+class _Work:
+    rows: list[Row]
+    futures: list[Future[Result]]
+    num_bytes: int
+
+
+def _read(
+    chunks: Iterator[list[Row]], decode_row: Decoder, transforms: Transforms,
+    share: Share, pool: ThreadPoolExecutor, ready: "SimpleQueue[_Work | None]",
+) -> None:  # fmt: skip
+    """Put rows and their decoding into `ready`, in order, as there is room for them; None at the end, whatever it is."""
+    try:
+        for rows in chunks:
+            num_bytes = sum(len(row.data or b"") + transforms.num_bytes for row in rows)
+            if not share.take(num_bytes):
+                break
+            ready.put(_Work(rows, [pool.submit(decode_row, row) for row in rows], num_bytes))
+    finally:
+        ready.put(None)
+        if isinstance(chunks, Generator):
+            chunks.close()
+
+
+def _batch(rows: list[Row], results: list[Result], transforms: Transforms, wait_s: float) -> Batch:
     good, sizes, pictures, bad = [], [], [], []
     for row, result in zip(rows, results, strict=True):
         if isinstance(result, ImageError):

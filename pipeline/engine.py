@@ -23,7 +23,7 @@ class TorchEngine:
     def __call__(self, pixels: Pixels) -> npt.NDArray[np.float32]:
         """Return the network's output, float32 [B, K], of uint8 [B, H, W, C]."""
         with torch.inference_mode():
-            images = self._transforms.normalize(torch.from_numpy(pixels).to(self.device))
+            images = normalize(torch.from_numpy(pixels).to(self.device), self._transforms)
             output: npt.NDArray[np.float32] = self._net(images.contiguous()).float().cpu().numpy()
         return output
 
@@ -37,6 +37,13 @@ class TorchEngine:
             else platform.processor() or platform.machine(),
             "versions": {"torch": torch.__version__, "torchvision": version("torchvision")},
         }
+
+
+def normalize(pixels: torch.Tensor, transforms: Transforms) -> torch.Tensor:
+    """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], (x / 255 - mean) / std."""
+    mean = torch.tensor(transforms.mean, device=pixels.device) * 255
+    std = torch.tensor(transforms.std, device=pixels.device) * 255
+    return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
 
 def log_softmax(logits: npt.NDArray[np.float32], temperature: float = 1.0) -> npt.NDArray[np.float64]:

@@ -10,6 +10,7 @@ from pipeline.bundle import Architecture, seal
 from pipeline.checkpoints import Checkpoints
 from pipeline.classes import Classes
 from pipeline.documents import Document, encode
+from pipeline.engine import normalize
 from pipeline.errors import ModelError
 from pipeline.examples import load_examples
 from pipeline.features import pretrained
@@ -31,7 +32,7 @@ class OnPixels(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return logits [B, K]."""
-        logits: torch.Tensor = self.net(self._transforms.normalize(pixels).contiguous())
+        logits: torch.Tensor = self.net(normalize(pixels, self._transforms).contiguous())
         return logits
 
 

@@ -6,14 +6,16 @@ white, 16 bits are scaled to 8, and an image over the pixel limit is refused bef
 
 import io
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import (
     BmpImagePlugin,
+    ExifTags,
     GifImagePlugin,
     Image,
-    ImageOps,
     JpegImagePlugin,
     PngImagePlugin,
     TiffImagePlugin,
@@ -36,6 +38,16 @@ FORMATS = tuple(
         TiffImagePlugin.TiffImageFile,
     )
 )
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 @dataclass(frozen=True)
@@ -62,21 +74,39 @@ def decode(data: bytes, color: str, max_pixels: int) -> Decoded:
     ImageError
         When these bytes will never decode: reason is one of empty, not_an_image, too_large, truncated, damaged.
     """
+    with opened(data, max_pixels) as image:
+        return finish(image, color)
+
+
+@contextmanager
+def opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """Read the header of an image, whose pixels are still encoded; whatever goes wrong inside is an ImageError."""
     if not data:
         raise ImageError("decode", "empty", "the image has 0 bytes")
     try:
         Image.MAX_IMAGE_PIXELS = (
             None  # Pillow's own limit warns, or refuses more than the config allows: ours replaces it
         )
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            _check_size(opened, max_pixels)
-            opened.load()
-            upright = _upright(opened)
-        return Decoded(_flatten(upright, color), upright.width, upright.height)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            _check_size(image, max_pixels)
+            yield image
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # decoders raise nearly anything: OSError, struct.error, IndexError, zlib.error, ...
         raise _explained(error, data) from error
+
+
+def finish(image: Image.Image, color: str) -> Decoded:
+    """Decode the pixels of an opened image."""
+    image.load()
+    turn = turn_of(image)
+    upright = image if turn is None else image.transpose(turn)
+    return Decoded(_flatten(upright, color), upright.width, upright.height)
+
+
+def picture_bytes(image: Image.Image) -> int:
+    """Return about what decoding an opened image takes: the picture and one copy of it, 4 bytes per pixel."""
+    return 2 * 4 * image.width * image.height
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:
@@ -87,12 +117,12 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         )  # fmt: skip
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; unreadable EXIF of a readable image counts as none."""
+def turn_of(image: Image.Image) -> Image.Transpose | None:
+    """Return how a picture must be turned to stand upright, by its EXIF; unreadable EXIF of a readable image counts as none."""
     try:
-        return ImageOps.exif_transpose(image)
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except (OSError, ValueError, TypeError, KeyError, SyntaxError, struct.error, ZeroDivisionError):
-        return image.copy()
+        return None
 
 
 def _flatten(image: Image.Image, color: str) -> Image.Image:

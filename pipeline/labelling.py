@@ -12,21 +12,21 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from pipeline.batches import Batch, decoded_batches, decoder
+from pipeline.batches import Batch, Decoder, Result, decoded_batches, decoder
+from pipeline.budget import Budget
 from pipeline.bundle import Bundle, load_bundle
 from pipeline.counts import Counts
 from pipeline.engine import TorchEngine, log_softmax
-from pipeline.errors import ImageError, ModelError
+from pipeline.errors import ModelError
 from pipeline.ledger import LedgerEntry, commit
+from pipeline.results import Answers, Results, best
 from pipeline.rows import Row, ShardReader
-from pipeline.schema import prediction_schema, quarantine_schema, table_of
 from pipeline.shards import Shard
 from pipeline.storage import Storage, open_storage
 from pipeline.tables import write_table
 from pipeline.tasks import LabelTask
-
-CONFIDENCE_BINS = 20
 
 
 class Predictor:
@@ -57,11 +57,9 @@ class Predictor:
         """Return float32 [B, K]; each row sums to 1."""
         return np.exp(self.log_probabilities(batch)).astype(np.float32)
 
-    def top(self, probabilities: npt.NDArray[np.float32]) -> list[dict[str, Any]]:
-        """Return the best classes of one image [K], best first; ties go to the lower index."""
-        order = np.argsort(-probabilities, kind="stable")[: self._top_k]
-        names = self.bundle.architecture.classes.names
-        return [{"label": names[i], "class_index": int(i), "probability": float(probabilities[i])} for i in order]
+    def answers(self, batch: Batch) -> Answers:
+        """Return the best classes of each image."""
+        return best(self.probabilities(batch), self._top_k)
 
 
 class Labeller:
@@ -73,17 +71,25 @@ class Labeller:
         self._predictor = Predictor(load_bundle(self._store, task.generation.model, task.version), task.label.top_k)
         source, label = task.input.without_truth(), task.label
         self._reader = ShardReader(source, task.storage, label.columns, label.buffer_mb << 20)
+        self._budget = Budget(label.buffer_mb << 20)
 
     def __call__(self, shard: Shard, halvings: int = 0) -> LedgerEntry:
         """Label and commit one shard, in batches halved so often: memory ran out with larger ones."""
         task = replace(self._task, label=self._task.label.halved(halvings))
-        return label_shard(shard, task, self._store, self._reader, self._predictor)
+        return label_shard(shard, task, self._store, self._reader, self._predictor, self._budget)
 
 
 def label_shard(
-    shard: Shard, task: LabelTask, store: Storage, reader: ShardReader, predictor: Predictor
+    shard: Shard,
+    task: LabelTask,
+    store: Storage,
+    reader: ShardReader,
+    predictor: Predictor,
+    budget: Budget | None = None,
 ) -> LedgerEntry:
     """Label every live row of a shard, write the results, and commit them.
+
+    `budget` is of all shards that this process labels at the same time.
 
     Raises
     ------
@@ -93,52 +99,56 @@ def label_shard(
         When rows in differ from rows out.
     """
     seconds: dict[str, float] = defaultdict(float)
-    labelled: list[dict[str, Any]] = []
-    rejected: list[dict[str, Any]] = []
-    decode_row = decoder(predictor.transforms, task.input.max_pixels)
+    results = Results(predictor.bundle.id, predictor.bundle.architecture.classes.names)
+    decode_row = hashing(decoder(predictor.transforms, task.input.max_pixels, task.label.exact, budget))
     chunks = reader.read(shard, task.label.batch_size)
-    for batch in decoded_batches(chunks, decode_row, predictor.transforms, task.threads):
+    for batch in decoded_batches(chunks, decode_row, predictor.transforms, task.threads, budget):
         started = perf_counter()
-        probabilities = predictor.probabilities(batch)
-        labelled += [
-            _prediction(row, size, predictor.top(p), predictor.bundle.id)
-            for row, size, p in zip(batch.good, batch.sizes, probabilities, strict=True)
-        ]
-        rejected += [_rejection(row, error) for row, error in batch.bad]
+        results.add(batch, predictor.answers(batch))
         seconds["input"] += batch.wait_s
         seconds["engine"] += perf_counter() - started
-    return _commit(shard, task, store, reader, labelled, rejected, seconds, predictor)
+    return _commit(shard, task, store, reader, results, seconds, predictor)
 
 
-def answer(predictor: Predictor, path: str, data: bytes, max_pixels: int) -> dict[str, Any]:
+def hashing(decode_row: Decoder) -> Decoder:
+    """Return a decoder that hashes a row's bytes as well: in the decoder's thread, where nobody waits for it."""
+
+    def decode_and_hash(row: Row) -> Result:
+        _ = row.content_hash  # which the row keeps
+        return decode_row(row)
+
+    return decode_and_hash
+
+
+def answer(predictor: Predictor, path: str, data: bytes, max_pixels: int, exact: bool = True) -> dict[str, Any]:
     """Return the prediction row of one image outside any data set; ImageError when it is bad."""
     row = Row(path, path, "", 0, data)
-    decode_row = decoder(predictor.transforms, max_pixels)
+    decode_row = decoder(predictor.transforms, max_pixels, exact)
     batch = next(decoded_batches(iter([[row]]), decode_row, predictor.transforms, 1))
     for _, error in batch.bad:
         raise error
-    return _prediction(row, batch.sizes[0], predictor.top(predictor.probabilities(batch)[0]), predictor.bundle.id)
+    results = Results(predictor.bundle.id, predictor.bundle.architecture.classes.names)
+    results.add(batch, predictor.answers(batch))
+    prediction: dict[str, Any] = results.labels(pa.string()).to_pylist()[0]
+    return prediction
 
 
 def _commit(
-    shard: Shard, task: LabelTask, store: Storage, reader: ShardReader,
-    labelled: list[dict[str, Any]], rejected: list[dict[str, Any]], seconds: dict[str, float], predictor: Predictor,
+    shard: Shard, task: LabelTask, store: Storage, reader: ShardReader, results: Results, seconds: dict[str, float],
+    predictor: Predictor,
 ) -> LedgerEntry:  # fmt: skip
     started, id_type, extra = perf_counter(), reader.id_type(shard), reader.extra_fields(shard)
-    segments = _count_segments(shard, reader.matched(shard), labelled, rejected)
+    segments = _count_segments(shard, reader.matched(shard), results)
     asked, run_id, quarantine = task.generation, task.run_id, None
-    table = table_of(labelled, prediction_schema(id_type, extra))
-    labels = write_table(store, asked.labels(shard.id, run_id), table)
-    if rejected:
-        table = table_of(rejected, quarantine_schema(id_type, extra))
-        quarantine = write_table(store, asked.quarantine(shard.id, run_id), table)
+    labels = write_table(store, asked.labels(shard.id, run_id), results.labels(id_type, extra))
+    if results.rejected:
+        quarantine = write_table(store, asked.quarantine(shard.id, run_id), results.quarantine(id_type, extra))
     seconds["write"] = perf_counter() - started
-    bins = np.histogram([row["confidence"] for row in labelled], CONFIDENCE_BINS, (0, 1))[0]
     entry = LedgerEntry(
         shard.id, task.run_id, segments, labels, quarantine,
-        reasons=dict(Counter(row["reason"] for row in rejected)),
-        classes={str(index): n for index, n in Counter(row["class_index"] for row in labelled).items()},
-        confidences=bins.tolist(),
+        reasons=dict(Counter(row["reason"] for row in results.rejected)),
+        classes=results.count_classes(),
+        confidences=results.count_confidences(),
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
         used=predictor.engine.describe(),
     )  # fmt: skip
@@ -146,31 +156,13 @@ def _commit(
     return entry
 
 
-def _count_segments(
-    shard: Shard, matched: dict[str, int], labelled: list[dict[str, Any]], rejected: list[dict[str, Any]]
-) -> dict[str, list[int]]:
+def _count_segments(shard: Shard, matched: dict[str, int], results: Results) -> dict[str, list[int]]:
     """Return [images in, labelled, quarantined] per live segment, after checking that they balance with the input.
 
     `matched` are the rows that the filter takes: without one those that were planned.
     """
-    good, bad = Counter(row["segment"] for row in labelled), Counter(row["segment"] for row in rejected)
+    good, bad = results.count_segments()
     for segment in shard.live:
         counts = Counts(matched[segment.key], good[segment.key], bad[segment.key])
         counts.check(f"shard {shard.id}, segment {segment.key}")
     return {segment.key: [matched[segment.key], good[segment.key], bad[segment.key]] for segment in shard.live}
-
-
-def _prediction(row: Row, size: tuple[int, int], top: list[dict[str, Any]], model: str) -> dict[str, Any]:
-    return {
-        "image_id": row.image_id, "uri": row.uri, "label": top[0]["label"], "class_index": top[0]["class_index"],
-        "confidence": top[0]["probability"], "top_k": top, "width": size[0], "height": size[1], "model": model,
-        "content_hash": row.content_hash, "segment": row.segment, **row.extra,
-    }  # fmt: skip
-
-
-def _rejection(row: Row, error: ImageError) -> dict[str, Any]:
-    cause = type(error.__cause__ or error).__name__
-    return {
-        "image_id": row.image_id, "uri": row.uri, "stage": error.stage, "reason": error.reason, "error_type": cause,
-        "message": error.message, "content_hash": row.content_hash, "segment": row.segment, **row.extra,
-    }  # fmt: skip

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -58,7 +58,7 @@ class Row:
     group: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def content_hash(self) -> str | None:
         """SHA-256 of the encoded bytes, hex."""
         return hashlib.sha256(self.data).hexdigest() if self.data is not None else None

@@ -54,8 +54,13 @@ OWN_COLUMNS = frozenset((*prediction_schema(pa.string()).names, *quarantine_sche
 
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return rows as a table of exactly this schema; values may be Arrow's scalars, also of a narrower type."""
-    columns = [pa.array([_fitting(row.get(field.name), field.type) for row in rows], field.type) for field in schema]
+    columns = [column_of([row.get(field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def column_of(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
+    """Return values as an array; they may be Arrow's scalars, also of a narrower type."""
+    return pa.array([_fitting(value, kind) for value in values], kind)
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from pipeline.errors import ImageError, ModelError
@@ -17,6 +16,16 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 
 Pixels = npt.NDArray[np.uint8]
 MAX_RESIZED_PIXELS = 50_000_000  # 150 MB; a strip of 1 x 800 pixels for a model of 256
+
+
+@dataclass(frozen=True)
+class Window:
+    """Pixels of a resized picture, and where the crop begins in it: below 0 where a side is shorter than the crop."""
+
+    width: int
+    height: int
+    left: int
+    top: int
 
 
 @dataclass(frozen=True)
@@ -35,37 +44,46 @@ class Transforms:
         """3 for RGB, 1 for grey."""
         return 3 if self.color == "RGB" else 1
 
-    def pixels(self, image: Image.Image) -> Pixels:
-        """Return uint8 [crop, crop, C] of a picture in our colour mode.
+    @property
+    def num_bytes(self) -> int:
+        """Of one model input, uint8 [crop, crop, C]."""
+        return self.crop_px * self.crop_px * self.num_channels
+
+    def window(self, width: int, height: int) -> Window:
+        """Return the resized picture and the crop within it, of an upright picture.
 
         Notes
         -----
         The rounding is torchvision's (`Resize` then `CenterCrop` of a PIL image), which published accuracies rest on:
-        the long side is truncated, the crop's offset rounded half to even, a too small picture padded with black.
+        the long side is truncated, the crop's offset rounded half to even.
 
         Raises
         ------
         ImageError
             When the picture is so thin that resizing its short side would make it huge.
         """
-        width, height = _resized(image.width, image.height, self.resize_px)
-        if width * height > MAX_RESIZED_PIXELS:
+        resized = _resized(width, height, self.resize_px)
+        if resized[0] * resized[1] > MAX_RESIZED_PIXELS:
             raise ImageError(
                 "decode", "too_thin",
-                f"{image.width} x {image.height} pixels would become {width} x {height}, more than {MAX_RESIZED_PIXELS:,}",
+                f"{width} x {height} pixels would become {resized[0]} x {resized[1]}, more than {MAX_RESIZED_PIXELS:,}",
             )  # fmt: skip
-        if (width, height) != image.size:
-            image = image.resize((width, height), FILTERS[self.interpolation])
-        left, top = _offset(width, self.crop_px), _offset(height, self.crop_px)
-        cropped = image.crop((left, top, left + self.crop_px, top + self.crop_px))
+        return Window(*resized, _offset(resized[0], self.crop_px), _offset(resized[1], self.crop_px))
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return uint8 [crop, crop, C] of a picture in our colour mode; a too small one is padded with black.
+
+        Raises
+        ------
+        ImageError
+            When the picture is too thin: see `window`.
+        """
+        window = self.window(image.width, image.height)
+        if (window.width, window.height) != image.size:
+            image = image.resize((window.width, window.height), FILTERS[self.interpolation])
+        cropped = image.crop((window.left, window.top, window.left + self.crop_px, window.top + self.crop_px))
         array = np.asarray(cropped, dtype=np.uint8)
         return array if array.ndim == 3 else array[:, :, None]
-
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], (x / 255 - mean) / std."""
-        mean = torch.tensor(self.mean, device=pixels.device) * 255
-        std = torch.tensor(self.std, device=pixels.device) * 255
-        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""

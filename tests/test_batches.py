@@ -1,3 +1,5 @@
+import itertools
+import random
 import threading
 from collections.abc import Iterator
 
@@ -5,7 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline import batches
-from pipeline.batches import BATCHES_AHEAD, decoded_batches, decoder
+from pipeline.batches import decoded_batches, decoder
+from pipeline.budget import Budget
 from pipeline.errors import ImageError, TransientError
 from pipeline.rows import Row
 from pipeline.transforms import Transforms
@@ -55,19 +58,6 @@ def test_nothing_in_nothing_out():
     assert run([]) == []
 
 
-def test_reading_stays_a_few_batches_ahead_and_no_more(png):
-    taken = []
-
-    def chunks() -> Iterator[list[Row]]:
-        for n in range(10):
-            taken.append(n)
-            yield [row(n, png(n))]
-
-    for used, _ in enumerate(decoded_batches(chunks(), decoder(GREY, 10_000), GREY, 1), 1):
-        assert len(taken) <= used + BATCHES_AHEAD + 1
-    assert used == 10
-
-
 def test_the_next_rows_are_read_while_the_caller_works(png):
     second_is_read = threading.Event()
 
@@ -92,6 +82,99 @@ def test_rows_are_decoded_in_several_threads_at_once():
     assert len(next(decoded_batches(iter([[row(n, b"") for n in range(3)]]), meet, GREY, 3)).bad) == 3
 
 
+def test_reading_stays_within_the_budget_and_no_more(png):
+    taken = []
+    size = len(png(0)) + GREY.num_bytes
+
+    def chunks() -> Iterator[list[Row]]:
+        for n in range(20):
+            taken.append(n)
+            yield [row(n, png(0))]
+
+    budget = Budget(2 * (3 * size + size // 2))  # room for three that wait, the caller's one among them
+    for used, _ in enumerate(decoded_batches(chunks(), decoder(GREY, 10_000), GREY, 1, budget), 1):
+        assert len(taken) <= used + 3  # two more are ready, and one is read that has no room yet
+    assert used == 20
+    assert budget._waiting_bytes == 0
+
+
+def test_images_larger_than_the_budget_pass_one_by_one(png):
+    budget = Budget(10)
+    decode_row = decoder(GREY, 10_000, budget=budget)
+    out = list(decoded_batches(iter([[row(n, png(n))] for n in range(6)]), decode_row, GREY, 3, budget))
+    assert [batch.good[0].image_id for batch in out] == list(range(6))
+
+
+def test_a_caller_who_leaves_stops_reading_and_gives_everything_back(png):
+    budget, closed, before = Budget(), threading.Event(), set(threading.enumerate())
+
+    def chunks() -> Iterator[list[Row]]:
+        try:
+            for n in itertools.count():
+                yield [row(n, png(0))]
+        finally:
+            closed.set()
+
+    out = decoded_batches(chunks(), decoder(GREY, 10_000), GREY, 2, budget)
+    next(out)
+    out.close()
+    assert closed.is_set()
+    assert set(threading.enumerate()) == before
+    assert budget._waiting_bytes == 0
+
+
+def test_an_error_of_the_caller_or_of_reading_leaves_no_thread_behind(png):
+    budget, before = Budget(100), set(threading.enumerate())
+
+    def chunks() -> Iterator[list[Row]]:
+        yield [row(0, png(0))]
+        raise TransientError("503")
+
+    with pytest.raises(TransientError):
+        list(decoded_batches(chunks(), decoder(GREY, 10_000), GREY, 2, budget))
+    assert set(threading.enumerate()) == before
+    assert budget._waiting_bytes == 0
+
+
+def test_two_streams_that_one_thread_takes_in_turns_do_not_wait_for_each_other(png):
+    budget = Budget(10)
+    streams = [
+        decoded_batches(
+            iter([[row(n, png(n))] for n in range(5)]), decoder(GREY, 10_000, budget=budget), GREY, 1, budget
+        )
+        for _ in range(2)
+    ]
+    assert len(list(zip(*streams, strict=True))) == 5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_chance_sizes_threads_and_budgets_end_with_every_row(png, seed, run_together):
+    random_ = random.Random(seed)
+    pictures = [png(n, (size, size)) for n, size in enumerate((8, 20, 60))]
+    budget = Budget(random_.choice([1, 1000, 20_000, 10**6]))
+
+    def stream() -> int:
+        lists = [[row(n, random_.choice(pictures)) for n in range(random_.randint(1, 9))] for _ in range(25)]
+        decode_row = decoder(GREY, 10_000, budget=budget)
+        batches = decoded_batches(iter(lists), decode_row, GREY, random_.randint(1, 4), budget)
+        return sum(len(batch.good) for batch in batches) - sum(len(rows) for rows in lists)
+
+    assert run_together(stream, stream, stream) == [0, 0, 0]
+    assert budget._waiting_bytes == budget._picture_bytes == 0
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_bad_image_costs_that_image_only(png, exact):
+    jpeg = png(1, (64, 64), "RGB", "JPEG")
+    data = [jpeg, jpeg[: len(jpeg) // 2], b"", jpeg, b"<html>", png(2), jpeg[:-60]]
+    rows = [row(n, one) for n, one in enumerate(data)]
+    transforms = Transforms(16, 14)
+    batch = next(decoded_batches(iter([rows]), decoder(transforms, 10_000, exact), transforms, 2))
+    assert [one.image_id for one in batch.good] == [0, 3, 5]
+    found = [(one.image_id, error.reason) for one, error in batch.bad]
+    assert found == [(1, "truncated"), (2, "empty"), (4, "not_an_image"), (6, "truncated")]
+
+
 def test_errors_of_reading_reach_the_caller(png):
     def chunks() -> Iterator[list[Row]]:
         for n in range(4):
@@ -108,7 +191,7 @@ def test_memory_error_of_the_decoder_is_not_a_bad_row(png, monkeypatch):
     def starved(*arguments):
         raise MemoryError
 
-    monkeypatch.setattr(batches, "decode", starved)
+    monkeypatch.setattr(batches, "finish", starved)
     with pytest.raises(MemoryError):
         run([[row(0, png())]])
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
-from pipeline.engine import TorchEngine, log_softmax
+from pipeline.engine import TorchEngine, log_softmax, normalize
 from pipeline.transforms import Transforms
 from pipeline.zoo import LabCNN, Linear
 
@@ -70,3 +71,14 @@ def test_log_softmax_equals_torch():
     logits = np.random.default_rng(1).normal(0, 8, (50, 7)).astype(np.float32)
     expected = torch.log_softmax(torch.from_numpy(logits).double() / 1.7, 1).numpy()
     assert np.allclose(log_softmax(logits, 1.7), expected, atol=1e-12)
+
+
+def test_normalizing_is_torchvisions_and_puts_channels_first():
+    transforms = Transforms(8, 8)
+    batch = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    ours = normalize(torch.from_numpy(batch), transforms)
+    channels_first = torch.from_numpy(batch).permute(0, 3, 1, 2)
+    theirs = v2.Normalize(transforms.mean, transforms.std)(channels_first.float() / 255)
+    assert ours.shape == (3, 3, 8, 8)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

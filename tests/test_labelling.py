@@ -273,10 +273,10 @@ def test_transient_error_of_reading_fails_the_attempt_not_the_row(prepared):
 
 
 def test_memory_error_fails_the_attempt_not_the_row(prepared, monkeypatch):
-    def starved(data, color, max_pixels):
+    def starved(*_):
         raise MemoryError
 
-    monkeypatch.setattr(batches, "decode", starved)
+    monkeypatch.setattr(batches, "finish", starved)
     store = Recording(prepared.night.store)
     with pytest.raises(MemoryError):
         prepared.label(store)
@@ -326,19 +326,6 @@ def test_model_that_answers_no_numbers_is_refused_by_name(night, value):
     with pytest.raises(ModelError, match=rf"bundle tiny@{version} answers a.parquet#0 .*[Tt]rain again"):
         Labeller(task)(plan.shards[0])
     assert read_ledger(night.store, task.generation, plan.shards) == {}
-
-
-@pytest.mark.parametrize(
-    ("probabilities", "top_k", "order"),
-    [([0.2, 0.5, 0.3], 5, [1, 2, 0]), ([0.4, 0.2, 0.4], 2, [0, 2]), ([1 / 3] * 3, 3, [0, 1, 2]), ([0, 0, 1], 1, [2])],
-)
-def test_top_is_best_first_and_ties_go_to_the_lower_index(night, probabilities, top_k, order):
-    from pipeline.bundle import load_bundle
-
-    predictor = Predictor(load_bundle(night.store, "tiny", night.seal()), top_k)
-    top = predictor.top(np.array(probabilities, np.float32))
-    assert [best["class_index"] for best in top] == order
-    assert [best["probability"] for best in top] == pytest.approx([probabilities[i] for i in order])
 
 
 def test_answer_for_one_image_equals_its_row_of_the_batch_job(prepared):

@@ -48,6 +48,7 @@ LOWER = [
     "coverage",
     "cleaning",
     "lanes",
+    "budget",
     "tasks",
     "examples",
     "page",
@@ -55,7 +56,9 @@ LOWER = [
 UPPER = [
     "images",
     "transforms",
+    "fastjpeg",
     "batches",
+    "results",
     "zoo",
     "bundle",
     "adoption",
@@ -180,6 +183,10 @@ def test_the_command_line_parses_without_torch_or_ray():
 def test_planning_and_submitting_need_no_torch():
     statement = "import cluster.planner, cluster.labeller, pipeline.publication, jobs.label, jobs.train, jobs.nightly"
     assert loaded_after(statement, "torch", "torchvision", "PIL") == []
+
+
+def test_decoding_needs_no_torch():
+    assert loaded_after("import pipeline.batches, pipeline.results", "torch", "torchvision", "ray") == []
 
 
 def test_pipeline_needs_no_ray():

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from torchvision.transforms import v2
 
@@ -65,17 +64,6 @@ def test_a_picture_smaller_than_the_crop_is_padded_with_black_all_around():
     pixels = Transforms(resize_px=2, crop_px=6).pixels(Image.new("RGB", (2, 2), (200, 100, 50)))
     assert pixels[2:4, 2:4].reshape(-1, 3).tolist() == [[200, 100, 50]] * 4
     assert int(pixels.sum()) == 4 * 350
-
-
-def test_normalizing_is_torchvisions_and_puts_channels_first():
-    transforms = Transforms(8, 8)
-    pixels = np.stack([transforms.pixels(picture((9, 11), seed=seed)) for seed in range(3)])
-    ours = transforms.normalize(torch.from_numpy(pixels))
-    channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    theirs = v2.Normalize(transforms.mean, transforms.std)(channels_first.float() / 255)
-    assert ours.shape == (3, 3, 8, 8)
-    assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_json_and_back_is_the_same_value():
