@@ -1,5 +1,6 @@
 """Pools that `dispatch` fills: actors that keep something expensive (a model) between shards, and plain tasks."""
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
@@ -21,9 +22,8 @@ class _Worker:
 
     def run(self, item: Any) -> Any:
         if self._function is None:
-            import torch  # planning workers never need it
-
-            torch.set_num_threads(self._threads)
+            # Torch and OpenMP read it when something imports them, which is not sure: a cached engine does without.
+            os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self._threads)
             self._function = self._factory()
         return self._function(item)
 

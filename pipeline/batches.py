@@ -34,7 +34,7 @@ class Batch:
 Decoder = Callable[[Row], tuple[Pixels, tuple[int, int]] | ImageError]
 
 
-def decoder(transforms: Transforms, max_pixels: int) -> Decoder:
+def decoder(transforms: Transforms, max_pixels: int, exact: bool = True) -> Decoder:
     """Return a function that turns a row into model input and its upright size, or into the error that it is."""
 
     def decode_row(row: Row) -> tuple[Pixels, tuple[int, int]] | ImageError:

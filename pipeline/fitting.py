@@ -6,14 +6,16 @@ import torch
 from torch import nn
 
 from pipeline import layout, zoo
-from pipeline.bundle import Architecture, seal
+from pipeline.bundle import seal
 from pipeline.checkpoints import Checkpoints
 from pipeline.classes import Classes
 from pipeline.documents import Document, encode
+from pipeline.engine import normalize
 from pipeline.errors import ModelError
 from pipeline.examples import load_examples
 from pipeline.features import pretrained
 from pipeline.loading import Inputs, ShardCache, feature_reader, pixel_reader
+from pipeline.manifest import Architecture
 from pipeline.storage import Storage, open_storage
 from pipeline.tasks import TrainTask
 from pipeline.training import Course, Seat, Trainee, train
@@ -31,7 +33,7 @@ class OnPixels(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return logits [B, K]."""
-        logits: torch.Tensor = self.net(self._transforms.normalize(pixels).contiguous())
+        logits: torch.Tensor = self.net(normalize(pixels, self._transforms).contiguous())
         return logits
 
 

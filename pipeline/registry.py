@@ -74,8 +74,8 @@ def generation(dataset: str, model: str, version: str, source: InputSettings, la
     """Return the generation that labels asked for in this way belong to: everything that decides a label is in its name."""
     asked = {
         "bundle": version,
-        "mode": "exact",
-        "precision": "fp32",
+        "mode": "exact" if label.exact else "fast",
+        "precision": label.precision,
         "max_pixels": source.max_pixels,
         "top_k": label.top_k,
         "images": [source.image_column, source.uri_column],

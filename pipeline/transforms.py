@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from pipeline.errors import ImageError, ModelError
@@ -60,12 +59,6 @@ class Transforms:
         cropped = image.crop((left, top, left + self.crop_px, top + self.crop_px))
         array = np.asarray(cropped, dtype=np.uint8)
         return array if array.ndim == 3 else array[:, :, None]
-
-    def normalize(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Turn uint8 [B, H, W, C] into float32 [B, C, H, W], (x / 255 - mean) / std."""
-        mean = torch.tensor(self.mean, device=pixels.device) * 255
-        std = torch.tensor(self.std, device=pixels.device) * 255
-        return ((pixels.float() - mean) / std).permute(0, 3, 1, 2)
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.engine import TorchEngine, log_softmax
+from pipeline.engine import TorchEngine
+from pipeline.logits import log_softmax
 from pipeline.transforms import Transforms
 from pipeline.zoo import LabCNN, Linear
 

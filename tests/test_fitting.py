@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from pipeline import zoo
 from pipeline.bundle import load_bundle
 from pipeline.checkpoints import Checkpoints
-from pipeline.engine import TorchEngine
+from pipeline.engine import TorchEngine, normalize
 from pipeline.errors import ModelError
 from pipeline.fitting import OnPixels, fit, start_network
 from pipeline.storage import open_storage
@@ -253,7 +253,7 @@ def test_normalising_belongs_to_the_network():
     transforms = Transforms(8, 8)
     net = zoo.build("linear", {"size_px": 8, "in_channels": 3}, 2)
     pixels = torch.randint(0, 256, (4, 8, 8, 3), dtype=torch.uint8)
-    torch.testing.assert_close(OnPixels(net, transforms)(pixels), net(transforms.normalize(pixels)))
+    torch.testing.assert_close(OnPixels(net, transforms)(pixels), net(normalize(pixels, transforms)))
 
 
 def test_a_head_on_real_weights_learns_what_is_easy(shared_data, make):

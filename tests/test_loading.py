@@ -8,6 +8,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline import zoo
+from pipeline.engine import normalize
 from pipeline.errors import IntegrityError
 from pipeline.examples import Examples, load_examples
 from pipeline.loading import Inputs, ShardCache, feature_reader, pixel_reader
@@ -125,7 +126,7 @@ def test_features_are_those_of_the_table(tmp_path, task, training_task):
     store = open_storage(task.store, task.storage)
     features, examples = all_inputs(cached, feature_reader(store, cached))
     pixels, _ = all_inputs(task, pixel_reader(store, task, Transforms(6, 5), 1))
-    expected = Transforms(6, 5, mean=(0.5,) * 3, std=(0.5,) * 3).normalize(torch.from_numpy(pixels)).flatten(1)
+    expected = normalize(torch.from_numpy(pixels), Transforms(6, 5, mean=(0.5,) * 3, std=(0.5,) * 3)).flatten(1)
     assert (features.dtype, features.shape) == (np.float32, (len(examples.labels), 75))
     np.testing.assert_allclose(features, expected, atol=1e-6)
 

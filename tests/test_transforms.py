@@ -4,6 +4,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from pipeline.engine import normalize
 from pipeline.errors import ImageError, ModelError
 from pipeline.settings import TransformSettings
 from pipeline.transforms import Transforms, override, transforms_from_json
@@ -70,7 +71,7 @@ def test_a_picture_smaller_than_the_crop_is_padded_with_black_all_around():
 def test_normalizing_is_torchvisions_and_puts_channels_first():
     transforms = Transforms(8, 8)
     pixels = np.stack([transforms.pixels(picture((9, 11), seed=seed)) for seed in range(3)])
-    ours = transforms.normalize(torch.from_numpy(pixels))
+    ours = normalize(torch.from_numpy(pixels), transforms)
     channels_first = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     theirs = v2.Normalize(transforms.mean, transforms.std)(channels_first.float() / 255)
     assert ours.shape == (3, 3, 8, 8)
