@@ -76,6 +76,8 @@ def _label_shards(run: Run, shards: list[Shard], asked: Generation, version: str
             if isinstance(outcome, Failure):
                 failures.append({"shard": shard.id, "error": outcome.error, "attempts": outcome.attempts})
             else:
+                if not entries and "said" in outcome.used:
+                    say(f"engine: {outcome.used['said']}")
                 entries[shard.id] = outcome
                 done += outcome.live_counts(shard)
                 run.count(done)  # a run that is stopped says what it did

@@ -34,11 +34,12 @@ def measure(reference: Logits, other: Logits, temperature: float) -> Agreement:
     """Compare two engines' logits [N, K] of the same photos. Numbers that are not finite agree with nothing."""
     if not len(reference):
         return Agreement(0, 0.0, 1.0)
-    finite = np.asarray(np.isfinite(other).all(axis=1))
-    top = reference.argmax(axis=1)
-    rows = np.arange(len(top))
-    expected = np.exp(log_softmax(reference, temperature))[rows, top]
-    found = np.exp(log_softmax(np.where(finite[:, None], other, 0), temperature))[rows, top]
+    finite = np.asarray(np.isfinite(reference).all(axis=1) & np.isfinite(other).all(axis=1))
+    top, rows = reference.argmax(axis=1), np.arange(len(reference))
+    expected, found = (
+        np.exp(log_softmax(np.where(finite[:, None], logits, 0), temperature))[rows, top]
+        for logits in (reference, other)
+    )
     differences = np.where(finite, np.abs(expected - found), 1.0)
     same = finite & (other.argmax(axis=1) == top)
     return Agreement(len(top), round(float(same.mean()), 6), round(float(differences.mean()), 6))

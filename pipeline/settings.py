@@ -162,6 +162,14 @@ class LabelSettings(Section):
     max_bad_fraction: float = Field(0.05, ge=0, le=1, description="over it: exit 3, nothing published")
     require_new: bool = Field(False, description="exit 4 when there was nothing new to label")
 
+    @model_validator(mode="after")
+    def _exact_is_the_reference(self) -> "LabelSettings":
+        if self.exact and (self.engine == "openvino" or self.precision in ("bf16", "fp16")):
+            raise ValueError(
+                f"exact means torch and fp32: leave engine ({self.engine}) and precision ({self.precision})"
+            )
+        return self
+
 
 class OutputSettings(Section):
     """How the current view is kept."""
