@@ -66,7 +66,8 @@ def _label_shards(run: Run, shards: list[Shard], asked: Generation, version: str
     from cluster.dispatch import Failure
     from cluster.labeller import label
 
-    config, entries, failures, done = run.config, {}, [], Counts()
+    config, failures, done = run.config, [], Counts()
+    entries: dict[str, LedgerEntry] = {}
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     run.start_cluster()
     task = LabelTask(config.store, config.storage, config.input, config.label, asked, version, run.id, threads)

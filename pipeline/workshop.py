@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline import layout
 from pipeline.documents import digest
 from pipeline.enginecache import EngineCache
 from pipeline.errors import ModelError
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 REFERENCE_BATCH = 16
+TINY_PX, TINY_BYTES = 64, 2**20
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,12 @@ class Workshop:
     def model_sha256(self, candidate: Candidate) -> str | None:
         """Return the digest of the converted model that an opened engine computes, None for torch."""
         return self._sha256 if candidate.engine == "openvino" else None
+
+    def is_tiny(self) -> bool:
+        """Say whether the network is small in pixels and weights: then even the reference answers faster than decoding."""
+        weights = f"{layout.bundle(self._manifest.name, self._manifest.version)}/weights.safetensors"
+        small = self._manifest.architecture.transforms.crop_px <= TINY_PX
+        return small and self._store.stat(weights).size_bytes <= TINY_BYTES
 
     def reference_logits(self, pixels: Pixels) -> Logits:
         """Return the reference's float32 [N, K], computed once per bundle and set of photos."""
