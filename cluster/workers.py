@@ -50,9 +50,8 @@ class _Worker:
     def _open(self) -> Function:
         with self._opening:
             if self._function is None:
-                import torch  # planning workers never need it
-
-                torch.set_num_threads(self._threads)
+                # Torch and OpenMP read it when something imports them, which is not sure: a cached engine does without.
+                os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(self._threads)
                 self._function = self._factory()
             return self._function
 

@@ -119,6 +119,8 @@ def _label_shards(run: Run, shards: Sequence[Shard], task: LabelTask, limits: Li
                     {"shard": shard.id, "kind": outcome.kind, "error": outcome.error, "attempts": outcome.attempts}
                 )
             else:
+                if not entries and "said" in outcome.used:
+                    say(f"engine: {outcome.used['said']}")
                 entries[shard.id] = outcome
                 limits.count(outcome.live_counts(shard).images_in)
                 done += outcome.live_counts(shard)

@@ -77,6 +77,7 @@ def _fit(run: Run, again: bool) -> str:
         raise NightshiftError(
             "training ended without a result; run the command again, it continues from the last checkpoint"
         )
+    _keep_photos(run, plan, examples, version)
     _say_how_it_went(run, key, num_train)
     return version
 
@@ -218,6 +219,22 @@ def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
     with stage("train", num_train * (settings.epochs - done)) as progress:
         train(task, num_train * done, progress.advance)
     run.stage("train", progress.seconds, progress.done)
+
+
+def _keep_photos(run: Run, plan: Plan, examples: Examples, version: str) -> None:
+    """Keep validation photos, else training photos, beside the bundle: engines must agree on them before they label."""
+    from pipeline.calibration import keep_photos
+    from pipeline.rows import ShardReader
+
+    config = run.config
+    split = "val" if len(examples.of("val")) else "train"
+    reader = ShardReader(config.input.without_truth(), config.storage)
+    chosen = ((plan.shards[examples.shard_numbers[part[0]]], part) for part in examples.by_shard(examples.of(split)))
+    wanted = ((shard, {examples.hashes[i] for i in part}) for shard, part in chosen)
+    rows = (
+        row for shard, hashes in wanted for part in reader.read(shard) for row in part if row.content_hash in hashes
+    )
+    keep_photos(run.store, config.model.name, version, (row.data for row in rows if row.data is not None))
 
 
 def _say_how_it_went(run: Run, key: str, num_train: int) -> None:

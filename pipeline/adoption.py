@@ -1,9 +1,10 @@
 """Adopting a pretrained classifier as it is: weights and class names become a bundle that labels, without training."""
 
 from pipeline import zoo
-from pipeline.bundle import Architecture, fit_weights, read_weights, seal
+from pipeline.bundle import fit_weights, read_weights, seal
 from pipeline.classes import Classes, parse_classes
 from pipeline.errors import ModelError, NotFoundError
+from pipeline.manifest import Architecture
 from pipeline.settings import ModelSettings, StorageSettings
 from pipeline.storage import Storage, open_storage
 

@@ -5,69 +5,28 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
-from pipeline import layout, zoo
-from pipeline.classes import Classes
-from pipeline.documents import Document, digest, encode
+from pipeline import layout
+from pipeline.documents import digest, encode
 from pipeline.errors import ModelError, NotFoundError
-from pipeline.registry import BUNDLE_FORMAT, read_bundle_document
+from pipeline.manifest import VERSION_LENGTH, Architecture, Manifest, read_manifest
+from pipeline.registry import BUNDLE_FORMAT
 from pipeline.settings import StorageSettings
 from pipeline.storage import Storage, open_storage
-from pipeline.transforms import Transforms, transforms_from_json
-
-VERSION_LENGTH = 12
 
 StateDict = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Architecture:
-    """What must be known to build the network again. `head` is `native`, or `linear` for one that replaced it."""
+class Bundle(Manifest):
+    """A model that is ready to answer: its network in eval mode, on the CPU."""
 
-    builder: str
-    arguments: dict[str, Any]
-    head: str
-    classes: Classes
-    transforms: Transforms
-
-    def build(self) -> nn.Module:
-        """Build the network, randomly initialised from torch's present seed."""
-        net = zoo.build(self.builder, self.arguments, len(self.classes))
-        if self.head == "linear":
-            zoo.replace_head(net, len(self.classes))
-        return net
-
-    def to_json(self) -> Document:
-        """Return the fields as a JSON object."""
-        return {
-            "builder": self.builder,
-            "arguments": self.arguments,
-            "head": self.head,
-            "classes": self.classes.to_json(),
-            "transforms": self.transforms.to_json(),
-        }
-
-
-@dataclass(frozen=True)
-class Bundle:
-    """A model that is ready to answer: the network in eval mode, and the temperature that its logits are divided by."""
-
-    name: str
-    version: str
-    architecture: Architecture
-    temperature: float
     net: nn.Module
-
-    @property
-    def id(self) -> str:
-        """Return `name@version`."""
-        return f"{self.name}@{self.version}"
 
 
 def seal(storage: Storage, name: str, architecture: Architecture, weights: StateDict, temperature: float = 1.0) -> str:
@@ -94,28 +53,20 @@ def load_bundle(storage: Storage, name: str, version: str) -> Bundle:
     ModelError
         When there is none, its format is another one, or its files are not the sealed ones.
     """
-    document = read_bundle_document(storage, name, version)
-    if digest(document, VERSION_LENGTH) != version:
-        raise ModelError(f"bundle {name}@{version}: bundle.json is not the sealed file; restore it or train again")
+    manifest = read_manifest(storage, name, version)
     try:
         data = storage.read(f"{layout.bundle(name, version)}/weights.safetensors")
     except NotFoundError as error:
         raise ModelError(
             f"bundle {name}@{version}: weights.safetensors is missing; restore it or train again"
         ) from error
-    if hashlib.sha256(data).hexdigest() != document["weights_sha256"]:
+    if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
         raise ModelError(
             f"bundle {name}@{version}: weights.safetensors is not the sealed file; restore it or train again"
         )
-    pairs = [(item["name"], item["id"]) for item in document["classes"]]
-    names, ids = zip(*pairs, strict=True)
-    transforms = transforms_from_json(document["transforms"])
-    architecture = Architecture(
-        document["builder"], document["arguments"], document["head"], Classes(names, ids), transforms
-    )
-    net = architecture.build()
-    fit_weights(net, parse_weights(data, f"bundle {name}@{version}"), f"bundle {name}@{version}")
-    return Bundle(name, version, architecture, document["temperature"], net.eval())
+    net = manifest.architecture.build()
+    fit_weights(net, parse_weights(data, f"bundle {manifest.id}"), f"bundle {manifest.id}")
+    return Bundle(name, version, manifest.architecture, manifest.temperature, manifest.weights_sha256, net=net.eval())
 
 
 def read_weights(url: str, settings: StorageSettings) -> StateDict:

@@ -57,6 +57,7 @@ class Examples:
     shards: tuple[Shard, ...]
     shard_numbers: npt.NDArray[np.int64]
     slots: npt.NDArray[np.int64]
+    hashes: list[str]
     labels: list[str | None]
     splits: list[str]
     leaked: int
@@ -104,7 +105,7 @@ def load_examples(
         tuple(shards),
         np.repeat(np.arange(len(tables)), sizes),
         np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64),
-        labels, splits, len(twins), Counter(labels)[None], sum(shard.num_images for shard in shards) - merged.num_rows,
+        hashes, labels, splits, len(twins), Counter(labels)[None], sum(shard.num_images for shard in shards) - merged.num_rows,
     )  # fmt: skip
 
 

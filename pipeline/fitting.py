@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pipeline import layout, zoo
-from pipeline.bundle import Architecture, seal
+from pipeline.bundle import seal
 from pipeline.checkpoints import Checkpoints
 from pipeline.classes import Classes
 from pipeline.documents import Document, encode
@@ -15,6 +15,7 @@ from pipeline.errors import ModelError
 from pipeline.examples import load_examples
 from pipeline.features import pretrained
 from pipeline.loading import Inputs, ShardCache, feature_reader, pixel_reader
+from pipeline.manifest import Architecture
 from pipeline.storage import Storage, open_storage
 from pipeline.tasks import TrainTask
 from pipeline.training import Course, Seat, Trainee, train

@@ -5,7 +5,9 @@ which names them. A retry, a zombie or a second run repeats work and corrupts no
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -16,34 +18,40 @@ import pyarrow as pa
 
 from pipeline.batches import Batch, Decoder, Result, decoded_batches, decoder
 from pipeline.budget import Budget
-from pipeline.bundle import Bundle, load_bundle
+from pipeline.calibration import NUM_PHOTOS, photos_of
 from pipeline.counts import Counts
-from pipeline.engine import TorchEngine, log_softmax
-from pipeline.errors import ModelError
+from pipeline.engines import EXACT, Choice, open_engine
+from pipeline.errors import ImageError, ModelError
 from pipeline.ledger import LedgerEntry, commit
+from pipeline.logits import Engine, log_softmax
+from pipeline.manifest import Manifest, read_manifest
 from pipeline.results import Answers, Results, best
 from pipeline.rows import Row, ShardReader
 from pipeline.shards import Shard
 from pipeline.storage import Storage, open_storage
 from pipeline.tables import write_table
 from pipeline.tasks import LabelTask
+from pipeline.transforms import Pixels, Transforms
+from pipeline.workshop import this_node
 
 
 class Predictor:
-    """A bundle with its engine: answers for pixels."""
+    """A bundle with an engine: answers for pixels. Without an engine it is the reference, and the bundle has its network."""
 
-    def __init__(self, bundle: Bundle, top_k: int) -> None:
-        self.bundle, self.transforms = bundle, bundle.architecture.transforms
-        self.engine = TorchEngine(bundle.net, self.transforms)
-        self._turn = Lock()  # two shards of a labeller take turns at the engine
+    def __init__(self, bundle: Manifest, top_k: int, engine: Engine | None = None, choice: Choice = EXACT) -> None:
+        self.bundle, self.transforms, self.choice = bundle, bundle.architecture.transforms, choice
+        self.engine = engine or _reference(bundle)
         self._top_k = min(top_k, len(bundle.architecture.classes))
+
+    def used(self) -> dict[str, Any]:
+        """Return the engine, how it was chosen and how well it agrees, for the ledger."""
+        return self.engine.describe() | self.choice.describe()
 
     def log_probabilities(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Return float64 [B, K]; ModelError when the network answers with anything but finite numbers."""
         if not batch.good:
             return np.empty((0, len(self.bundle.architecture.classes)))
-        with self._turn:
-            logits = self.engine(batch.pixels)
+        logits = self.engine(batch.pixels)
         finite = np.isfinite(logits).all(axis=1)
         if not finite.all():
             raise ModelError(
@@ -63,20 +71,37 @@ class Predictor:
 
 
 class Labeller:
-    """Labels shards with one model, which is loaded once; several threads may call it at a time."""
+    """Labels shards with one model, which is opened once; several threads may call it at a time."""
 
     def __init__(self, task: LabelTask) -> None:
         self._task = task
         self._store = open_storage(task.store, task.storage)
-        self._predictor = Predictor(load_bundle(self._store, task.generation.model, task.version), task.label.top_k)
+        self._manifest = read_manifest(self._store, task.generation.model, task.version)
         source, label = task.input.without_truth(), task.label
         self._reader = ShardReader(source, task.storage, label.columns, label.buffer_mb << 20)
         self._budget = Budget(label.buffer_mb << 20)
+        self._opening = Lock()
+        self._predictor: Predictor | None = None
 
     def __call__(self, shard: Shard, halvings: int = 0) -> LedgerEntry:
         """Label and commit one shard, in batches halved so often: memory ran out with larger ones."""
         task = replace(self._task, label=self._task.label.halved(halvings))
-        return label_shard(shard, task, self._store, self._reader, self._predictor, self._budget)
+        return label_shard(shard, task, self._store, self._reader, self.predictor(shard), self._budget)
+
+    def predictor(self, shard: Shard) -> Predictor:
+        """Return what answers; a model that has no photos to compare engines with takes the shard's first."""
+        with self._opening:
+            if self._predictor is not None:
+                return self._predictor
+            transforms, label = self._manifest.architecture.transforms, self._task.label
+            photos = partial(_photos, self._reader, shard, decoder(transforms, self._task.input.max_pixels))
+            decode = partial(_pixels, transforms, self._task.input.max_pixels)
+            node = this_node(self._task.threads)
+            engine, choice = open_engine(self._store, self._manifest, label, node, decode, photos)
+            predictor = Predictor(self._manifest, label.top_k, engine, choice)
+            if choice.agreement or label.exact:  # else the next shard may have photos to compare with
+                self._predictor = predictor
+            return predictor
 
 
 def label_shard(
@@ -100,7 +125,7 @@ def label_shard(
     """
     seconds: dict[str, float] = defaultdict(float)
     results = Results(predictor.bundle.id, predictor.bundle.architecture.classes.names)
-    decode_row = hashing(decoder(predictor.transforms, task.input.max_pixels, task.label.exact, budget))
+    decode_row = hashing(decoder(predictor.transforms, task.input.max_pixels, predictor.choice.exact_decoding, budget))
     chunks = reader.read(shard, task.label.batch_size)
     for batch in decoded_batches(chunks, decode_row, predictor.transforms, task.threads, budget):
         started = perf_counter()
@@ -133,6 +158,26 @@ def answer(predictor: Predictor, path: str, data: bytes, max_pixels: int, exact:
     return prediction
 
 
+def _reference(bundle: Manifest) -> Engine:
+    from pipeline.bundle import Bundle
+    from pipeline.engine import TorchEngine
+
+    assert isinstance(bundle, Bundle)
+    return TorchEngine(bundle.net, bundle.architecture.transforms)
+
+
+def _photos(reader: ShardReader, shard: Shard, decode_row: Decoder) -> Iterator[bytes]:
+    rows = reader.read(shard, NUM_PHOTOS)
+    return photos_of(rows, lambda row: not isinstance(decode_row(row), ImageError))
+
+
+def _pixels(transforms: Transforms, max_pixels: int, photos: list[bytes], exact: bool) -> Pixels:
+    """Decode photos, leaving out what does not decode: uint8 [B, H, W, C]."""
+    decode_row = decoder(transforms, max_pixels, exact)
+    rows = [Row("", "", "", position, photo) for position, photo in enumerate(photos)]
+    return next(decoded_batches(iter([rows]), decode_row, transforms, 1)).pixels
+
+
 def _commit(
     shard: Shard, task: LabelTask, store: Storage, reader: ShardReader, results: Results, seconds: dict[str, float],
     predictor: Predictor,
@@ -150,7 +195,7 @@ def _commit(
         classes=results.count_classes(),
         confidences=results.count_confidences(),
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
-        used=predictor.engine.describe(),
+        used=predictor.used(),
     )  # fmt: skip
     commit(store, task.generation, entry)
     return entry

@@ -78,8 +78,8 @@ def generation(dataset: str, model: str, version: str, source: InputSettings, la
     """
     asked: Document = {
         "bundle": version,
-        "mode": "exact",
-        "precision": "fp32",
+        "mode": "exact" if label.exact else "fast",
+        "precision": label.precision,
         "max_pixels": source.max_pixels,
         "top_k": label.top_k,
         "images": [source.image_column, source.uri_column],

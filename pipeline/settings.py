@@ -192,6 +192,14 @@ class LabelSettings(Section):
         """Return the same with `batch_size` halved so often, down to 1."""
         return self.model_copy(update={"batch_size": max(1, self.batch_size >> times)})
 
+    @model_validator(mode="after")
+    def _exact_is_the_reference(self) -> "LabelSettings":
+        if self.exact and (self.engine == "openvino" or self.precision in ("bf16", "fp16")):
+            raise ValueError(
+                f"exact means torch and fp32: leave engine ({self.engine}) and precision ({self.precision})"
+            )
+        return self
+
 
 class OutputSettings(Section):
     """How the current view is kept."""

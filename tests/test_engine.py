@@ -1,10 +1,9 @@
 import numpy as np
-import pytest
 import torch
 from torch import nn
 from torchvision.transforms import v2
 
-from pipeline.engine import TorchEngine, log_softmax, normalize
+from pipeline.engine import TorchEngine, normalize
 from pipeline.transforms import Transforms
 from pipeline.zoo import LabCNN, Linear
 
@@ -46,33 +45,6 @@ def test_what_was_used_is_described():
     assert used["versions"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize(
-    ("logits", "temperature", "expected"),
-    [
-        ([0, 0], 1, [0.5, 0.5]),
-        ([np.log(3), 0], 1, [0.75, 0.25]),
-        ([2 * np.log(3), 0], 2, [0.75, 0.25]),
-        ([1e4, 0], 1, [1, 0]),
-        ([-1e30, -1e30, -1e30], 1, [1 / 3] * 3),
-        ([np.log(3) + 500, 500], 1, [0.75, 0.25]),
-    ],
-)
-def test_softmax_of_known_logits(logits, temperature, expected):
-    probabilities = np.exp(log_softmax(np.array([logits], np.float32), temperature))
-    assert np.allclose(probabilities, [expected], atol=1e-5)
-
-
-def test_log_softmax_stays_finite_where_the_probability_is_zero():
-    logs = log_softmax(np.array([[1e4, 0]], np.float32))
-    assert logs[0].tolist() == [0.0, -1e4]
-
-
-def test_log_softmax_equals_torch():
-    logits = np.random.default_rng(1).normal(0, 8, (50, 7)).astype(np.float32)
-    expected = torch.log_softmax(torch.from_numpy(logits).double() / 1.7, 1).numpy()
-    assert np.allclose(log_softmax(logits, 1.7), expected, atol=1e-12)
-
-
 def test_normalizing_is_torchvisions_and_puts_channels_first():
     transforms = Transforms(8, 8)
     batch = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
@@ -82,3 +54,11 @@ def test_normalizing_is_torchvisions_and_puts_channels_first():
     assert ours.shape == (3, 3, 8, 8)
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_several_threads_get_their_own_answers(run_together):
+    torch.manual_seed(0)
+    engine, batches = TorchEngine(LabCNN(3, 8, 1), GREY), [pixels(6, seed) for seed in range(8)]
+    expected = [engine(batch) for batch in batches]
+    answers = run_together(*[lambda batch=batch: engine(batch) for batch in batches])
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(expected, answers, strict=True))

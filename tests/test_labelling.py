@@ -89,8 +89,7 @@ class Prepared:
         self.night, self.version = night, night.seal(builder)
         self.task, self.plan = night.task(config, self.version), night.plan(config)
         self.reader = ShardReader(config.input, config.storage)
-        labeller = Labeller(self.task)
-        self.predictor: Predictor = labeller._predictor
+        self.predictor: Predictor = Labeller(self.task).predictor(self.plan.shards[0])
 
     def label(self, store=None, reader=None):
         return [
@@ -243,7 +242,7 @@ def test_batch_size_changes_no_label_and_probabilities_by_less_than_a_millionth(
     night.write("a.parquet", list(range(70)), image=pa.array(images, pa.binary()))
     tables = []
     for batch_size in (1, 7, 64):
-        prepared = Prepared(night, night.config(label={"batch_size": batch_size}), "lab_cnn")
+        prepared = Prepared(night, night.config(label={"batch_size": batch_size, "exact": True}), "lab_cnn")
         tables.append(prepared.tables(prepared.label()[0])[0])
     for other in tables[1:]:
         exact = [name for name in COLUMNS if name not in ("confidence", "top_k")]

@@ -32,7 +32,7 @@ def counted(calls):
 
 def inputs(calls, budget_bytes):
     numbers, slots = np.repeat(np.arange(3), 3), np.tile(np.arange(3), 3)
-    examples = Examples(SHARDS, numbers, slots, ["x"] * 9, ["train"] * 9, 0, 0, 0)
+    examples = Examples(SHARDS, numbers, slots, [""] * 9, ["x"] * 9, ["train"] * 9, 0, 0, 0)
     return Inputs(examples, np.arange(9) * 100, ShardCache(SHARDS, counted(calls), budget_bytes))
 
 

@@ -32,7 +32,7 @@ def course(settings=SETTINGS, num_val=18):
     shards = tuple(Shard((Segment(f"{n}", 1, "v", 0, 10, 10),)) for n in range(NUM // 10))
     numbers, slots = np.repeat(np.arange(NUM // 10), 10), np.tile(np.arange(10), NUM // 10)
     splits = ["train" if i < NUM - num_val else "val" for i in range(NUM)]
-    examples = Examples(shards, numbers, slots, ["x"] * NUM, splits, 0, 0, 0)
+    examples = Examples(shards, numbers, slots, [""] * NUM, ["x"] * NUM, splits, 0, 0, 0)
     cache = ShardCache(shards, lambda shard: vectors[10 * shards.index(shard) :][:10], 10**6)
     inputs = Inputs(examples, targets, cache)
     return Course(inputs, examples.by_shard(examples.of("train")), examples.of("val"), settings, 7)

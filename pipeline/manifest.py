@@ -1,0 +1,76 @@
+"""What a bundle says of itself, readable without torch: how its network is built, fed and understood."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pipeline.classes import Classes
+from pipeline.documents import Document, digest
+from pipeline.errors import ModelError
+from pipeline.registry import read_bundle_document
+from pipeline.storage import Storage
+from pipeline.transforms import Transforms, transforms_from_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VERSION_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What must be known to build the network again. `head` is `native`, or `linear` for one that replaced it."""
+
+    builder: str
+    arguments: dict[str, Any]
+    head: str
+    classes: Classes
+    transforms: Transforms
+
+    def build(self) -> "nn.Module":
+        """Build the network, randomly initialised from torch's present seed."""
+        from pipeline import zoo  # and with it torch: 2-6 s, which an engine with a cached network saves
+
+        net = zoo.build(self.builder, self.arguments, len(self.classes))
+        if self.head == "linear":
+            zoo.replace_head(net, len(self.classes))
+        return net
+
+    def to_json(self) -> Document:
+        """Return the fields as a JSON object."""
+        return {
+            "builder": self.builder,
+            "arguments": self.arguments,
+            "head": self.head,
+            "classes": self.classes.to_json(),
+            "transforms": self.transforms.to_json(),
+        }
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A sealed model without its weights. Its logits are divided by `temperature`."""
+
+    name: str
+    version: str
+    architecture: Architecture
+    temperature: float
+    weights_sha256: str
+
+    @property
+    def id(self) -> str:
+        """Return `name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+def read_manifest(storage: Storage, name: str, version: str) -> Manifest:
+    """Read bundle.json; ModelError when there is none, its format is another one, or it is not the sealed file."""
+    document = read_bundle_document(storage, name, version)
+    if digest(document, VERSION_LENGTH) != version:
+        raise ModelError(f"bundle {name}@{version}: bundle.json is not the sealed file; restore it or train again")
+    pairs = [(item["name"], item["id"]) for item in document["classes"]]
+    names, ids = zip(*pairs, strict=True)
+    transforms = transforms_from_json(document["transforms"])
+    architecture = Architecture(
+        document["builder"], document["arguments"], document["head"], Classes(names, ids), transforms
+    )
+    return Manifest(name, version, architecture, document["temperature"], document["weights_sha256"])
