@@ -95,7 +95,7 @@ class Labeller:
                 return self._predictor
             transforms, label = self._manifest.architecture.transforms, self._task.label
             photos = partial(_photos, self._reader, shard, decoder(transforms, self._task.input.max_pixels))
-            decode = partial(_pixels, transforms, self._task.input.max_pixels)
+            decode = partial(decode_photos, transforms, self._task.input.max_pixels)
             node = this_node(self._task.threads)
             engine, choice = open_engine(self._store, self._manifest, label, node, decode, photos)
             predictor = Predictor(self._manifest, label.top_k, engine, choice)
@@ -171,7 +171,7 @@ def _photos(reader: ShardReader, shard: Shard, decode_row: Decoder) -> Iterator[
     return photos_of(rows, lambda row: not isinstance(decode_row(row), ImageError))
 
 
-def _pixels(transforms: Transforms, max_pixels: int, photos: list[bytes], exact: bool) -> Pixels:
+def decode_photos(transforms: Transforms, max_pixels: int, photos: list[bytes], exact: bool) -> Pixels:
     """Decode photos, leaving out what does not decode: uint8 [B, H, W, C]."""
     decode_row = decoder(transforms, max_pixels, exact)
     rows = [Row("", "", "", position, photo) for position, photo in enumerate(photos)]
