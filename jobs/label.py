@@ -1,7 +1,9 @@
 """`nightshift label`: label what the newest plan holds and nothing has labelled yet, check the books, publish the view."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from jobs.config import Config
 from jobs.console import say, stage
@@ -9,6 +11,7 @@ from jobs.limits import Limits
 from jobs.plan import present_plan
 from jobs.runs import Run
 from jobs.settle import counts_of, settle
+from jobs.tally import Tally
 from pipeline.counts import Counts
 from pipeline.coverage import Coverage, read_coverage
 from pipeline.deltatable import require_deltalake
@@ -108,24 +111,27 @@ def _label_shards(run: Run, shards: Sequence[Shard], task: LabelTask, limits: Li
     from cluster.labeller import label
 
     entries: dict[str, LedgerEntry] = {}
-    failures = []
-    done = Counts(*(run.record[key] for key in ("images_in", "labelled", "quarantined")))
+    failures, retries = list(run.record["failures"]), Counter[str]()
+    tally = Tally(retries)
+    before = Counts(*(run.record[key] for key in ("images_in", "labelled", "quarantined")))
     run.start_cluster()
     with stage("label", sum(shard.num_images for shard in shards)) as progress:
-        for shard, outcome in label(shards, task, limits.passed):
-            progress.advance(shard.num_images)
+        for shard, outcome in label(shards, task, limits.passed, retries):
             if isinstance(outcome, Failure):
-                failures.append(
-                    {"shard": shard.id, "kind": outcome.kind, "error": outcome.error, "attempts": outcome.attempts}
-                )
+                failures.append({"shard": shard.id, **asdict(outcome)})
             else:
                 if not entries and "said" in outcome.used:
                     say(f"engine: {outcome.used['said']}")
                 entries[shard.id] = outcome
-                limits.count(outcome.live_counts(shard).images_in)
-                done += outcome.live_counts(shard)
-                run.count(done)  # a run that is stopped says what it did
+                live = outcome.live_counts(shard)
+                limits.count(live.images_in)
+                tally.add(outcome, live)
+                run.count(before + tally.counts)  # a run that is stopped says what it did
+            progress.remark = tally.words
+            progress.advance(shard.num_images)
     run.stage("label", progress.seconds, progress.done)
-    failures = [*run.record["failures"], *failures]
     run.note(failures=failures, failed_shards=len(failures), images_per_s=round(progress.rate, 1))
+    run.note(retries=tally.retries, time_shares={stage: round(share, 3) for stage, share in tally.shares.items()})
+    if tally.limit:
+        say(tally.limit)
     return entries

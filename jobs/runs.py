@@ -62,6 +62,7 @@ class Run:
             "date": str(config.date) if config.date else None, "images_in": 0, "labelled": 0, "quarantined": 0,
             "skipped": 0, "remaining": 0, "failed_shards": 0, "images_per_s": None,
             "model": None, "fingerprint": None, "exit_code": OK, "failures": [], "failed_files": [], "stages": [],
+            "retries": {}, "time_shares": {},
             "view": None, "config": without_secrets(config.model_dump(mode="json")),
             "versions": library_versions(LIBRARIES),
         }  # fmt: skip

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from time import perf_counter
 
@@ -22,14 +22,15 @@ class Batch:
     """Some rows of a shard, in order.
 
     `pixels` is uint8 [B, H, W, C] for the B rows in `good`; `sizes` their upright (width, height); `bad` the others,
-    each with what is wrong with it. `wait_s` is how long the caller had to wait.
+    each with what is wrong with it. The caller had to wait `storage_s` until the rows were read, and then `decode_s`.
     """
 
     good: list[Row]
     sizes: list[tuple[int, int]]
     pixels: Pixels
     bad: list[tuple[Row, ImageError]]
-    wait_s: float = 0.0
+    storage_s: float = 0.0
+    decode_s: float = 0.0
 
 
 Result = tuple[Pixels, tuple[int, int]] | ImageError
@@ -82,8 +83,10 @@ def decoded_batches(
             reading = reader.submit(_read, chunks, decode_row, transforms, share, pool, ready)
             started = perf_counter()
             for work in iter(ready.get, None):
+                read = perf_counter()
                 results = [future.result() for future in work.futures]
-                yield _batch(work.rows, results, transforms, perf_counter() - started)
+                batch = _batch(work.rows, results, transforms)
+                yield replace(batch, storage_s=read - started, decode_s=perf_counter() - read)
                 share.give(work.num_bytes)
                 started = perf_counter()
             reading.result()
@@ -116,7 +119,7 @@ def _read(
             chunks.close()
 
 
-def _batch(rows: list[Row], results: list[Result], transforms: Transforms, wait_s: float) -> Batch:
+def _batch(rows: list[Row], results: list[Result], transforms: Transforms) -> Batch:
     good, sizes, pictures, bad = [], [], [], []
     for row, result in zip(rows, results, strict=True):
         if isinstance(result, ImageError):
@@ -126,4 +129,4 @@ def _batch(rows: list[Row], results: list[Result], transforms: Transforms, wait_
             pictures.append(result[0])
             sizes.append(result[1])
     shape = (0, transforms.crop_px, transforms.crop_px, transforms.num_channels)
-    return Batch(good, sizes, np.stack(pictures) if pictures else np.empty(shape, np.uint8), bad, wait_s)
+    return Batch(good, sizes, np.stack(pictures) if pictures else np.empty(shape, np.uint8), bad)

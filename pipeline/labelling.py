@@ -130,7 +130,8 @@ def label_shard(
     for batch in decoded_batches(chunks, decode_row, predictor.transforms, task.threads, budget):
         started = perf_counter()
         results.add(batch, predictor.answers(batch))
-        seconds["input"] += batch.wait_s
+        seconds["storage"] += batch.storage_s
+        seconds["decode"] += batch.decode_s
         seconds["engine"] += perf_counter() - started
     return _commit(shard, task, store, reader, results, seconds, predictor)
 
