@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,10 @@ from pipeline.errors import UsageError
 from pipeline.publication import View, read_view
 from pipeline.schema import prediction_schema
 from pipeline.storage import Storage, join, scheme_of
-from pipeline.tables import read_table
+from pipeline.tables import read_schema, read_table
 
 WRITERS = (".parquet", ".csv", ".jsonl")
+ROWS_AT_ONCE = 10_000  # as Python objects
 
 
 def show(config: Config, to: str | None, limit: int, as_json: bool) -> int:
@@ -58,7 +58,7 @@ def _print(store: Storage, view: View, limit: int) -> None:
 
 
 def _copy(store: Storage, view: View, target: Path) -> None:
-    """Write the view file by file, so that memory holds one shard at a time; the target appears when it is whole."""
+    """Write the view file by file, so that memory holds one at a time; the target appears when it is whole."""
     if target.suffix not in WRITERS:
         raise UsageError(
             f"--to {target}: unknown format {target.suffix!r}; use a name that ends in {', '.join(WRITERS)}"
@@ -68,7 +68,7 @@ def _copy(store: Storage, view: View, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write(_tables(store, view), temporary)
+            write(store, view, temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
@@ -77,34 +77,51 @@ def _copy(store: Storage, view: View, target: Path) -> None:
 
 
 def _tables(store: Storage, view: View) -> Iterator[pa.Table]:
-    """Yield the view's tables; for a view without labels the empty one, so that a copy has its columns all the same."""
+    """Yield the view's rows, some at a time; for a view without labels the empty table, so that a copy has its columns."""
     if not view.files:
         yield prediction_schema(pa.string()).empty_table()
     for path in view.files:
-        yield read_table(store, path)
+        table = read_table(store, path)
+        yield from (table.slice(first, ROWS_AT_ONCE) for first in range(0, table.num_rows, ROWS_AT_ONCE))
 
 
-def _write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
+def _columns(store: Storage, view: View) -> pa.Schema:
+    """Return all columns of the view: files of another generation, or of other input files, may have others."""
+    schemas = [read_schema(store, path) for path in view.files] or [prediction_schema(pa.string())]
+    types: dict[str, pa.DataType] = {}
+    for field in (field for schema in schemas for field in schema):
+        known = types.setdefault(field.name, field.type)
+        if pa.types.is_null(known):
+            types[field.name] = field.type
+        elif known != field.type and not pa.types.is_null(field.type):
+            what = "image ids are" if field.name == "image_id" else f"the column {field.name} is"
+            raise UsageError(
+                f"{what} {known} and {field.type} in different input files; copy the view into a .csv or .jsonl"
+            )
+    return pa.schema(list(types.items()), metadata=schemas[0].metadata)
+
+
+def _write_parquet(store: Storage, view: View, path: Path) -> None:
     import pyarrow.parquet as pq
 
-    first = next(tables)
-    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-        for table in chain([first], tables):
-            if table.schema != first.schema:
-                kinds = f"{first.schema.field('image_id').type} and {table.schema.field('image_id').type}"
-                raise UsageError(f"image ids are {kinds} in different input files; copy the view into a .csv or .jsonl")
-            writer.write_table(table)
+    schema = _columns(store, view)
+    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+        for table in _tables(store, view):
+            missing = [name for name in schema.names if name not in table.column_names]
+            for name in missing:
+                table = table.append_column(name, pa.nulls(table.num_rows, schema.field(name).type))
+            writer.write_table(table.select(schema.names).cast(schema))
 
 
-def _write_csv(tables: Iterator[pa.Table], path: Path) -> None:
+def _write_csv(store: Storage, view: View, path: Path) -> None:
     """Write flat columns; the best classes become JSON text. A leading = + - @ gets a quote: spreadsheets run formulas."""
     import csv
 
+    schemas = [read_schema(store, file) for file in view.files] or [prediction_schema(pa.string())]
     with path.open("w", newline="", encoding="utf-8") as file:
-        first = next(tables)
-        writer = csv.DictWriter(file, first.column_names)
+        writer = csv.DictWriter(file, dict.fromkeys(name for schema in schemas for name in schema.names))
         writer.writeheader()
-        for table in chain([first], tables):
+        for table in _tables(store, view):
             writer.writerows({key: _cell(value) for key, value in row.items()} for row in table.to_pylist())
 
 
@@ -114,7 +131,7 @@ def _cell(value: Any) -> Any:
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
-def _write_jsonl(tables: Iterator[pa.Table], path: Path) -> None:
+def _write_jsonl(store: Storage, view: View, path: Path) -> None:
     with path.open("w", encoding="utf-8") as file:
-        for table in tables:
+        for table in _tables(store, view):
             file.writelines(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in table.to_pylist())

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil, log
 from typing import Any
 
@@ -43,7 +44,7 @@ class Held:
         """Rows that are left."""
         return int(self.file.rows - len(self.stale) - len(self.repeated))
 
-    @property
+    @cached_property
     def state(self) -> str:
         """What a copy must have been made of, stale rows aside: segments vanish one after the other and never return."""
         return digest([self.file.path, self.file.sha256, self.repeated.tolist()])
@@ -136,7 +137,8 @@ def _pieces(held: Sequence[Held], previous: Iterable[Document]) -> list[Piece]:
         piece = _reused(entry, right)
         if piece:
             pieces.append(piece)
-            left = {shard_id: h for shard_id, h in left.items() if h not in right}
+            for h in right:
+                del left[h.shard.id]
     return pieces + [Piece((h,), h.file, drop=tuple(np.union1d(h.stale, h.repeated).tolist())) for h in left.values()]
 
 

@@ -57,6 +57,15 @@ def read_table(storage: Storage, path: str, columns: Sequence[str] | None = None
         raise StorageError(f"{join(storage.url, path)} is not a readable Parquet file: {error}") from error
 
 
+def read_schema(storage: Storage, path: str) -> pa.Schema:
+    """Return the columns of a Parquet file of ours by reading its end only; StorageError when it is damaged."""
+    try:
+        with storage.open(path) as file:
+            return pq.read_schema(file)
+    except (pa.ArrowInvalid, pa.ArrowIOError) as error:
+        raise StorageError(f"{join(storage.url, path)} is not a readable Parquet file: {error}") from error
+
+
 def _encoded(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")

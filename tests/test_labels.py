@@ -9,7 +9,7 @@ import pytest
 
 from jobs.labels import show
 from pipeline.errors import StorageError, UsageError
-from pipeline.tables import read_table
+from pipeline.tables import read_table, write_table
 
 
 @pytest.fixture
@@ -174,3 +174,27 @@ def test_json_names_the_files_in_full(published, capsys):
 def test_nothing_published_yet_is_said(night):
     with pytest.raises(UsageError, match="nothing is published for data set 'data' yet; run `nightshift label"):
         show(night.config(), None, 20, False)
+
+
+def test_files_with_other_columns_are_copied_into_one_table(night, tmp_path):
+    """As those of two generations, of which one copies a column of the input."""
+    night.write("a.parquet", [1, 2])
+    night.write("b.parquet", [3])
+    config = night.config(input={"shard_images": 2})
+    view = night.whole(config, night.seal())
+    table = read_table(night.store, view.files[1])
+    write_table(night.store, view.files[1], table.append_column("site", pa.array(["north"])))
+    for suffix in ("csv", "jsonl", "parquet"):
+        copy(config, tmp_path / f"x.{suffix}")
+        assert [row.get("site") or None for row in read(tmp_path / f"x.{suffix}")] == [None, None, "north"]
+    found = pq.read_schema(tmp_path / "x.parquet")
+    assert found.names == [*table.column_names, "site"]
+    assert found.metadata == table.schema.metadata
+
+
+def test_large_files_are_copied_some_rows_at_a_time(published, tmp_path, monkeypatch):
+    _, config, rows = published
+    monkeypatch.setattr("jobs.labels.ROWS_AT_ONCE", 7)
+    for suffix in ("jsonl", "parquet"):
+        copy(config, tmp_path / f"x.{suffix}")
+        assert read(tmp_path / f"x.{suffix}") == rows

@@ -1,9 +1,12 @@
 import json
+import sys
 
+import pyarrow as pa
 import pytest
 from conftest import published
 
 from pipeline.errors import StorageError
+from pipeline.publication import read_view
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +79,78 @@ def test_a_night_without_a_model_is_refused_before_it_plans(night, nightshift, l
     assert ended.code == 2
     assert "run `nightshift train CONFIG` first" in ended.said
     assert list(night.store.list("plans")) == []
+
+
+# A Delta table.
+
+
+@pytest.fixture
+def delta(night):
+    """The config that keeps a table, and a function that reads the table's image ids."""
+    deltalake = pytest.importorskip("deltalake")
+
+    def ids() -> list[int]:
+        table = deltalake.DeltaTable(f"{night.store.url}/labels/data")
+        return sorted(pa.table(table.scan(columns=["image_id"]))["image_id"].to_pylist())
+
+    return night.config(output={"table": "delta"}), ids
+
+
+def test_table_shows_each_night(night, nightshift, local_ray, delta):
+    config, ids = delta
+    gone = night.write("a.parquet", range(10))
+    first = nightshift(config, "nightly")
+    assert (first.code, ids()) == (0, list(range(10)))
+    assert f"the Delta table at {night.store.url}/labels/data shows the current view" in first.said
+    night.write("b.parquet", range(10, 14))
+    gone.unlink()
+    assert (nightshift(config, "nightly").code, ids()) == (0, list(range(10, 14)))
+    assert "Delta" not in nightshift(config, "nightly").said
+
+
+def test_night_that_died_between_view_and_table_is_made_up_for(night, nightshift, local_ray, delta, monkeypatch):
+    config, ids = delta
+    night.write("a.parquet", range(10))
+    with monkeypatch.context() as patch:
+
+        def dies(*_):
+            raise StorageError("the store went away")
+
+        patch.setattr("jobs.label.sync_table", dies)
+        assert nightshift(config, "nightly").code == 1
+    assert read_view(night.store, "data").n == 1
+    assert (nightshift(config, "nightly").code, ids()) == (0, list(range(10)))
+    assert read_view(night.store, "data").n == 1
+
+
+def test_held_night_leaves_the_table_at_the_view(night, nightshift, local_ray, delta):
+    config, ids = delta
+    night.write("a.parquet", range(10))
+    nightshift(config, "nightly")
+    night.write("b.parquet", [10, 11], image=pa.array([b"bad", b"bad"], pa.binary()))
+    assert (nightshift(config, "nightly").code, ids()) == (3, list(range(10)))
+
+
+@pytest.mark.parametrize("command", ["nightly", "label"])
+def test_missing_deltalake_is_said_before_any_work(night, nightshift, local_ray, monkeypatch, command):
+    monkeypatch.setitem(sys.modules, "deltalake", None)
+    night.write("a.parquet", range(10))
+    ended = nightshift(night.config(output={"table": "delta"}), command)
+    assert ended.code == 2
+    assert "pip install 'nightshift[delta]'" in ended.said
+    assert not list(night.store.list("plans"))
+    assert local_ray.sessions == 0
+
+
+def test_retried_quarantine_shows_in_view_and_table(night, nightshift, local_ray, delta):
+    """The files of the first run stay for whoever reads the first view."""
+    config, ids = delta
+    config = config.model_copy(update={"label": config.label.model_copy(update={"max_bad_fraction": 1.0})})
+    night.write("a.parquet", range(4), image=pa.array([night.png(0), b"bad", night.png(2), None], pa.binary()))
+    nightshift(config, "nightly")
+    old = read_view(night.store, "data")
+    assert nightshift(config, "label", "--retry-quarantined").code == 0
+    new = read_view(night.store, "data")
+    assert set(old.files).isdisjoint(new.files)
+    assert all(night.store.stat(path) for path in old.files + old.document["quarantine_files"])
+    assert ids() == [0, 2]

@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.counts import Counts
+from pipeline.documents import advance
 from pipeline.errors import IntegrityError
+from pipeline.ledger import mismatched, read_ledger
 from pipeline.publication import publish, read_view
 from pipeline.storage import join
 from pipeline.tables import read_table
@@ -281,3 +283,135 @@ def test_schema_survives_in_the_published_files(night):
         for path in view.files + view.document["quarantine_files"]
     ]
     assert kinds == [b"predictions/1", b"quarantine/1"]
+
+
+def test_relabelled_shard_leaves_the_files_of_older_views_as_they_were(night):
+    """Also when it has other rows then: a reader of the old view would count them."""
+    night.write("a.parquet", [1, 2, 3], image=images(night, b"good", b"bad", b"good"))
+    config, version = night.config(), night.seal()
+    plan = night.plan(config)
+    old, _ = night.publish(config, plan, version, night.label(config, plan, version))
+    before = [night.store.read(path) for path in old.files + old.document["quarantine_files"]]
+    new, is_new = night.publish(config, plan, version, night.label(config, plan, version, "night-2"))
+    assert is_new
+    assert set(old.files + old.document["quarantine_files"]).isdisjoint(new.files + new.document["quarantine_files"])
+    assert [night.store.read(path) for path in old.files + old.document["quarantine_files"]] == before
+    check_books(night, new)
+
+
+def test_of_two_runs_at_once_the_last_entry_names_its_own_files(night):
+    night.write("a.parquet", [1, 2], image=images(night, b"good", b"bad"))
+    config, version = night.config(), night.seal()
+    plan = night.plan(config)
+    ((shard_id, first),) = night.label(config, plan, version, "one").items()
+    night.label(config, plan, version, "two")
+    asked = night.task(config, version).generation
+    ledger = read_ledger(night.store, asked, plan.shards)
+    assert ledger[shard_id].run_id == "two"
+    assert ledger[shard_id].labels.path == asked.labels(shard_id, "two") != first.labels.path
+    assert mismatched(night.store, asked, ledger) == []
+    check_books(night, night.publish(config, plan, version, ledger)[0])
+
+
+def test_attempts_of_one_run_write_the_same_files(night):
+    night.write("a.parquet", [1, 2], image=images(night, b"good", b"bad"))
+    config, version = night.config(), night.seal()
+    plan = night.plan(config)
+    assert night.label(config, plan, version).keys() == night.label(config, plan, version).keys()
+    assert len(list(night.store.list("labels"))) == len(list(night.store.list("quarantine"))) == 1
+
+
+def test_view_of_several_generations_takes_each_shard_from_the_first_that_has_it(night):
+    night.write("a.parquet", [1, 2])
+    night.write("b.parquet", [3, 4], image=images(night, b"good", b"bad"))
+    config, versions = night.config(input={"shard_images": 2}), [night.seal(seed=seed) for seed in range(2)]
+    plan = night.plan(config)
+    old, new = ((night.task(config, v).generation, night.label(config, plan, v)) for v in versions)
+    del new[1][plan.shards[0].id]
+    about = {"model": f"tiny@{versions[1]}"}
+    view, _ = publish(night.store, [new, old], plan, about, config.output)
+    assert view.generations == {plan.shards[0].id: old[0].name, plan.shards[1].id: new[0].name}
+    assert [(file["generation"], file["model"]) for file in view.document["files"]] == [
+        (old[0].name, f"tiny@{versions[0]}"), (new[0].name, f"tiny@{versions[1]}"),
+    ]  # fmt: skip
+    assert [row["model"] for row in rows(night, view.files)] == [f"tiny@{versions[0]}"] * 2 + [f"tiny@{versions[1]}"]
+    assert view.document["generation"] == new[0].name
+    check_books(night, view)
+    assert publish(night.store, [new, old], plan, about, config.output) == (view, False)
+    only_old, is_new = publish(night.store, [old], plan, {"model": f"tiny@{versions[0]}"}, config.output)
+    assert is_new
+    assert set(only_old.generations.values()) == {old[0].name}
+
+
+def test_nights_of_small_files_keep_a_short_list_and_every_row(night):
+    """Images come, change, vanish, repeat and are relabelled; the list of files stays short and the books balance."""
+    config = night.config(input={"shard_images": 2}, output={"compact_below": 1000})
+    version, live, longest = night.seal(), {}, 0
+    for number in range(25):
+        for file in range(number, number + 4):
+            own = [10 * file, 10 * file + 1, 7 if file % 9 == 0 else 10 * file + 2]
+            live[f"{file}.parquet"] = own
+            night.write(
+                f"{file}.parquet", own, image=images(night, b"good", b"bad" if file % 5 == 0 else b"good", b"good")
+            )
+        if number % 3 == 2:
+            (night.data / f"{number - 2}.parquet").unlink()
+            del live[f"{number - 2}.parquet"]
+        plan = night.plan(config)
+        ledger = read_ledger(night.store, night.task(config, version).generation, plan.shards)
+        todo = [shard for shard in plan.shards if shard.id not in ledger or (number == 20 and len(shard.segments) == 1)]
+        ledger |= night.label(config, replace(plan, shards=tuple(todo)), version, f"night-{number}")
+        view, _ = night.publish(config, plan, version, ledger)
+        check_books(night, view)
+        assert view.shard_ids == {shard.id for shard in plan.shards}
+        wanted = {i for file, own in live.items() for n, i in enumerate(own) if n != 1 or int(file.split(".")[0]) % 5}
+        assert sorted(ids(night, view.files)) == sorted(wanted)
+        longest = max(longest, len(view.files), len(view.document["quarantine_files"]))
+    assert any("/compacted/" in path for path in view.files)
+    assert longest <= 2 * 17
+
+
+def test_files_with_other_rows_than_the_ledger_says_are_not_published(night):
+    night.write("a.parquet", [1, 2])
+    config, version = night.config(), night.seal()
+    plan = night.plan(config)
+    ((shard_id, entry),) = night.label(config, plan, version).items()
+    cooked = {shard_id: replace(entry, labels=replace(entry.labels, rows=5))}
+    with pytest.raises(
+        IntegrityError, match=r"the ledger says 2 labelled and 0 quarantined rows, the files .* hold 5 and 0"
+    ):
+        publish(night.store, [(night.task(config, version).generation, cooked)], plan, {})
+    assert read_view(night.store, "data") is None
+
+
+def test_view_that_an_older_nightshift_published_is_read_and_followed(night):
+    night.write("a.parquet", [1, 2])
+    night.write("b.parquet", [3], image=images(night, b"bad"))
+    config, version = night.config(input={"shard_images": 2}), night.seal()
+    plan = night.plan(config)
+    ledger = night.label(config, plan, version)
+    labelled, empty = (shard.id for shard in plan.shards)
+    document = {
+        "dataset": "data", "generation": "tiny@1", "fingerprint": "1", "plan": 1, "content": "old", "model": "tiny@v",
+        "counts": {"images_in": 3, "labelled": 2, "quarantined": 1}, "duplicates": 0, "quarantine_files": ["q"],
+        "files": [{"shard_id": labelled, **ledger[labelled].labels.to_json()}], "shards_without_labels": [empty],
+    }  # fmt: skip
+    advance(night.store, "published/data", document, 0)
+    assert read_view(night.store, "data").generations == {labelled: "tiny@1", empty: "tiny@1"}
+    view, new = night.publish(config, plan, version, ledger)
+    assert (view.n, new) == (2, True)
+    check_books(night, view)
+
+
+def test_second_night_reads_no_label_file_of_the_first(night, monkeypatch):
+    config, version = night.config(input={"shard_images": 2}), night.seal()
+    night.write("a.parquet", [1, 2, 3, 4], rows_per_group=2)
+    first = night.whole(config, version)
+    night.write("b.parquet", [5, 6])
+    plan = night.plan(config)
+    ledger = night.label(config, plan, version)
+    read = []
+    real = type(night.store).read
+    monkeypatch.setattr(type(night.store), "read", lambda self, path, v=None: read.append(path) or real(self, path, v))
+    view, _ = night.publish(config, plan, version, ledger)
+    assert {path for path in read if path.startswith("labels/")} == set(view.files) - set(first.files)

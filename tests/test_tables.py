@@ -5,7 +5,7 @@ import pytest
 
 from pipeline.errors import NotFoundError, StorageError
 from pipeline.storage import FileStorage
-from pipeline.tables import read_table, write_table
+from pipeline.tables import create_table, read_schema, read_table, write_table
 
 TABLE = pa.table({"id": [1, 2, 3], "name": ["a", None, "ü"]}).replace_schema_metadata({"nightshift.schema": "x/1"})
 
@@ -62,3 +62,21 @@ def test_a_damaged_table_is_named(store, damage):
 def test_a_table_that_is_not_there(store):
     with pytest.raises(NotFoundError):
         read_table(store, "t.parquet")
+
+
+def test_file_that_is_there_already_is_left_as_it_is_unless_damaged(store):
+    written = create_table(store, "t.parquet", TABLE)
+    found = store.stat("t.parquet")
+    assert create_table(store, "t.parquet", TABLE) == written
+    assert store.stat("t.parquet") == found
+    store.write("t.parquet", b"damaged")
+    assert create_table(store, "t.parquet", TABLE) == written
+    assert read_table(store, "t.parquet").equals(TABLE)
+
+
+def test_columns_are_read_from_the_end_of_a_file(store):
+    write_table(store, "t.parquet", TABLE)
+    assert read_schema(store, "t.parquet").equals(TABLE.schema, check_metadata=True)
+    store.write("t.parquet", b"<html>" * 50)
+    with pytest.raises(StorageError, match=r"t\.parquet is not a readable Parquet file"):
+        read_schema(store, "t.parquet")
