@@ -40,11 +40,11 @@ def fail_in(monkeypatch, fails):
 
     call = Labeller.__call__
 
-    def labelled(self, shard):
+    def labelled(self, shard, halvings=0):
         error = fails(shard)
         if error:
             raise error
-        return call(self, shard)
+        return call(self, shard, halvings)
 
     monkeypatch.setattr(Labeller, "__call__", labelled)
     monkeypatch.setattr("cluster.retries.FIRST_PAUSE_S", 0.001)
@@ -106,7 +106,7 @@ def test_batch_size_and_workers_change_no_label(night, model, nightshift, local_
     for number, (batch_size, workers) in enumerate([(64, 1), (7, 2), (1, 4)]):
         night.store = open_storage(str(tmp_path / f"store-{number}"), night.config().storage)
         night.seal()
-        config = night.config(input={"shard_images": 10}, label={"batch_size": batch_size, "workers": workers})
+        config = night.config(input={"shard_images": 10}, label={"batch_size": batch_size, "max_workers": workers})
         assert counts(nightshift(config, "label").record) == (50, 50, 0, 0, 0)
         found.append(published(night.store, "data"))
     assert found[0] == found[1] == found[2]
@@ -369,7 +369,7 @@ def test_a_broken_input_file_ends_a_label_run_with_3_and_the_rest_published(nigh
 
 def test_a_run_that_is_stopped_says_what_it_did_and_a_rerun_continues(night, model, nightshift, local_ray, monkeypatch):
     night.write("a.parquet", range(40))
-    config = night.config(input={"shard_images": 10}, label={"workers": 1})
+    config = night.config(input={"shard_images": 10}, label={"max_workers": 1})
     with monkeypatch.context() as patch:
         fail_in(patch, stop_at(30))
         stopped = nightshift(config, "label")
@@ -487,7 +487,7 @@ def test_actors_of_a_ray_session_give_the_same_rows(
         source.write(name, data)
     night.store = open_storage(f"{bucket}/store", settings)
     version = night.seal()
-    changes = {"storage": settings.model_dump(), "label": {"workers": workers, "batch_size": batch_size}}
+    changes = {"storage": settings.model_dump(), "label": {"max_workers": workers, "batch_size": batch_size}}
     config = night.config(input=section_of(made, form, source.url), **changes)
     assert counts(nightshift(config, "label").record) == (24, 24, 0, 0, 0)
     rows = published(night.store, form)

@@ -40,7 +40,11 @@ class Ground:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True
         )
-        self.head = self.add(0)
+        try:
+            self.head = self.add(0)
+        except BaseException:
+            self.close()
+            raise
 
     def _tell(self, command):
         self._process.stdin.write(f"{command}\n")
@@ -90,6 +94,7 @@ def ground(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token-of-this-test-alone-0123456789")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # on a busy machine
     made = Ground(tmp_path / "cluster.log")
     yield made
     made.close()
