@@ -40,11 +40,11 @@ def fail_in(monkeypatch, fails):
 
     call = Labeller.__call__
 
-    def labelled(self, shard, *more):
+    def labelled(self, shard, halvings=0):
         error = fails(shard)
         if error:
             raise error
-        return call(self, shard, *more)
+        return call(self, shard, halvings)
 
     monkeypatch.setattr(Labeller, "__call__", labelled)
     monkeypatch.setattr("cluster.retries.FIRST_PAUSE_S", 0.001)
