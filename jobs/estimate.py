@@ -7,7 +7,7 @@ from jobs.console import counted, say
 from jobs.label import check_output, covered, open_shards
 from jobs.limits import Limits
 from jobs.plan import make_plan, present_plan
-from jobs.runs import Run, conclude, perform, read_runs
+from jobs.runs import OUTCOMES, Run, conclude, perform, read_runs
 from jobs.settle import counts_of
 from pipeline.documents import Document
 from pipeline.plans import Plan
@@ -27,7 +27,8 @@ def estimate(run: Run, as_json: bool) -> int:
     perform(run, look)
     code = conclude(run)
     if as_json:
-        outcome = {key: run.record.get(key) for key in ("command", "dataset", "date", "exit_code", "outcome")}
+        said = {"outcome": OUTCOMES[code], **run.record}
+        outcome = {key: said[key] for key in ("command", "dataset", "date", "exit_code", "outcome")}
         print(json.dumps({"dry_run": True, **outcome, **found}, ensure_ascii=False))
     return code
 

@@ -121,9 +121,9 @@ class Job:
 class Scene:
     """A store with many small open shards, what an uninterrupted run makes of them, and jobs that label them."""
 
-    def __init__(self, night, folder):
-        self.night, self.jobs = night, []
-        night.write("a.parquet", range(NUM_SHARDS * IMAGES_PER_SHARD), rows_per_group=IMAGES_PER_SHARD)
+    def __init__(self, night, folder, num_shards=NUM_SHARDS):
+        self.night, self.jobs, self.num_shards = night, [], num_shards
+        night.write("a.parquet", range(num_shards * IMAGES_PER_SHARD), rows_per_group=IMAGES_PER_SHARD)
         self.version = night.seal("lab_cnn")
         shards = {"shard_images": IMAGES_PER_SHARD}
         night.whole(night.config(input={**shards, "name": "expected"}), self.version)
@@ -150,7 +150,7 @@ class Scene:
         asked = generation("data", "tiny", self.version, self.config.input, self.config.label)
         ledger = read_ledger(self.night.store, asked, plan.shards)
         assert set(ledger) == {shard.id for shard in plan.shards}
-        assert len(plan.shards) == NUM_SHARDS
+        assert len(plan.shards) == self.num_shards
         assert published(self.night.store, "data") == self.expected
         assert read_view(self.night.store, "data").n == 1, "one view, published once"
 

@@ -82,10 +82,10 @@ def test_under_new_a_night_that_fails_in_part_publishes_the_rest(night, model, n
     promote(night, night.seal(seed=1))
     night.write("b.parquet", range(10, 30))
 
-    def fails(self, shard):
+    def fails(self, shard, *more):
         if shard.segments[0].first_row == 0:
             raise StorageError("no")
-        return call(self, shard)
+        return call(self, shard, *more)
 
     monkeypatch.setattr(Labeller, "__call__", fails)
     ended = nightshift(config, "nightly", *NEW)
@@ -156,10 +156,10 @@ def test_the_pointer_that_moves_during_a_run_moves_the_next_run_only(night, mode
 
     call, other = Labeller.__call__, night.seal(seed=1)
 
-    def moves(self, shard):
+    def moves(self, shard, *more):
         if shard.segments[0].first_row == 10:
             promote(night, other)
-        return call(self, shard)
+        return call(self, shard, *more)
 
     night.write("a.parquet", range(40))
     config = night.config(input={"shard_images": 10}, label={"max_workers": 1})

@@ -376,12 +376,12 @@ def test_a_run_that_is_stopped_says_what_it_did_and_a_rerun_continues(night, mod
     assert stopped.code == 5
     assert "stopped early; the same command continues it" in stopped.said
     assert stopped.record["exit_code"] == 5
-    assert counts(stopped.record) == (30, 30, 0, 0, 0)
+    assert counts(stopped.record) == (20, 20, 0, 0, 0)
     assert read_view(night.store, "data") is None
     assert json.loads(night.store.read(f"runs/{stopped.record['run_id']}/run.json")) == stopped.record
     rerun = nightshift(config, "label")
     assert rerun.code == 0
-    assert counts(rerun.record) == (10, 10, 0, 30, 0)
+    assert counts(rerun.record) == (20, 20, 0, 20, 0)
 
 
 def stop_at(first_row):

@@ -38,8 +38,8 @@ def after_each_shard(monkeypatch, does):
 
     call = Labeller.__call__
 
-    def labelled(self, shard):
-        entry = call(self, shard)
+    def labelled(self, shard, *more):
+        entry = call(self, shard, *more)
         does(shard)
         return entry
 
@@ -94,10 +94,10 @@ def test_failed_shards_do_not_use_up_max_images(night, model, nightshift, local_
 
     call = Labeller.__call__
 
-    def poisoned(self, shard):
+    def poisoned(self, shard, *more):
         if shard.segments[0].first_row == 0:
             raise StorageError("always")
-        return call(self, shard)
+        return call(self, shard, *more)
 
     monkeypatch.setattr(Labeller, "__call__", poisoned)
     night.write("a.parquet", range(40))
@@ -118,12 +118,13 @@ def test_after_the_deadline_no_shard_starts_and_what_is_in_flight_is_committed(
         after_each_shard(patch, lambda shard: setattr(clock, "now", clock.now + timedelta(hours=2)))
         ended = nightshift(config, "label")
     assert ended.code == 5
-    assert counts(ended.record) == (30, 30, 0, 20, 0)
+    # The third shard passes the deadline; the fourth is in flight beside it.
+    assert counts(ended.record) == (40, 40, 0, 10, 0)
     assert "label.deadline = 5h passed at" in ended.record["outcome"]
-    assert "20 images in 2 shards remain" in ended.record["outcome"]
-    assert len(published(night.store, "data")) == 30
+    assert "10 images in 1 shard remain" in ended.record["outcome"]
+    assert len(published(night.store, "data")) == 40
     rest = nightshift(config, "label")
-    assert (rest.code, counts(rest.record)) == (0, (20, 20, 30, 0, 0))
+    assert (rest.code, counts(rest.record)) == (0, (10, 10, 40, 0, 0))
 
 
 def test_a_deadline_that_passes_with_the_last_shard_stops_nothing(

@@ -1,0 +1,207 @@
+"""Labelling on a cluster of several nodes, real raylets on this machine, some of which die and others join during the run."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import write_config
+from test_chaos import Job, Scene, below, wait_until
+
+from pipeline.settings import ClusterSettings
+
+# Holds the cluster in a process of its own: nodes are objects of the process that started them, and pytest's own
+# process has a session already. One command per line: `add CPUS` answers the node's number, `kill NUMBER`.
+GROUND = """
+import json, sys
+from ray.cluster_utils import Cluster
+cluster, nodes = Cluster(), []
+for line in sys.stdin:
+    command, number = line.split()
+    if command == "add":
+        nodes.append(cluster.add_node(num_cpus=int(number), object_store_memory=80_000_000, include_dashboard=False))
+    else:
+        cluster.remove_node(nodes[int(number)], allow_graceful=False)
+    raylets = [node.all_processes.get("raylet") for node in nodes]
+    print(json.dumps([cluster.address, len(nodes) - 1, [raylet and raylet[0].process.pid for raylet in raylets]]), flush=True)
+cluster.shutdown()
+"""
+
+
+class Ground:
+    """A cluster that a test adds nodes to and takes them from."""
+
+    def __init__(self, log):
+        self._log = log.open("w")
+        command = [sys.executable, "-c", GROUND]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True
+        )
+        try:
+            self.head = self.add(0)
+        except BaseException:
+            self.close()
+            raise
+
+    def _tell(self, command):
+        self._process.stdin.write(f"{command}\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("["):
+                return json.loads(line)
+        raise AssertionError(f"the cluster's process ended; see {self._log.name}")
+
+    def add(self, cpus):
+        """Start a node, the head if it is the first, and return its number."""
+        self.address, number, self._raylets = self._tell(f"add {cpus}")
+        return number
+
+    def kill(self, number):
+        """Kill -9 all that belongs to a node."""
+        family = below(self._raylets[number])
+        self._tell(f"kill {number}")
+        for pid in family:
+            kill(pid, signal.SIGKILL)
+
+    def labellers(self, number):
+        """Return the process ids of the labellers on a node."""
+        return [pid for pid, command in below(self._raylets[number]).items() if "ray::_Worker" in command]
+
+    def close(self):
+        family = below(self._process.pid)
+        self._process.kill()
+        for pid in family:
+            kill(pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            stream.close()
+
+
+NUM_SHARDS = 240  # so many that a run still goes on when a test on a busy machine has seen its first commits
+
+
+def kill(pid, number):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+@pytest.fixture
+def ground(tmp_path, monkeypatch):
+    """An empty cluster: a head that does no work. Its processes and the commands share a token."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token-of-this-test-alone-0123456789")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("RAY_raylet_start_wait_time_s", "120")  # on a busy machine
+    made = Ground(tmp_path / "cluster.log")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def scene(night, tmp_path):
+    made = Scene(night, tmp_path, NUM_SHARDS)
+    yield made
+    for job in made.jobs:
+        job.close()
+
+
+def start(scene, ground, tmp_path, run_id, *options):
+    """Start `nightshift label` on the cluster."""
+    config = scene.config.model_copy(update={"cluster": ClusterSettings(address=ground.address)})
+    job = Job(write_config(tmp_path / f"{run_id}.yaml", config), run_id, "--set", "label.stall_s=4", *options)
+    scene.jobs.append(job)
+    return job
+
+
+def check(scene, job, run_id):
+    """The run ended well, and its rows are those of a run that nothing happened to."""
+    assert job.wait() == 0, job.last_words
+    record = scene.record(run_id)
+    assert (record["images_in"] + record["skipped"], record["failed_shards"]) == (len(scene.expected), 0)
+    scene.check_complete()
+    return record
+
+
+def frozen_labeller(scene, ground, node, job):
+    """Wait for a node's labeller to work, stop its process in the middle of it, and return its id."""
+    scene.wait_for_commits(3, job)
+    (pid,) = ground.labellers(node)
+    os.kill(pid, signal.SIGSTOP)
+    return pid
+
+
+def test_a_node_that_joins_gets_work_and_that_of_one_that_vanishes_goes_elsewhere(scene, ground, tmp_path):
+    first = ground.add(1)
+    job = start(scene, ground, tmp_path, "night")
+    frozen_labeller(scene, ground, first, job)
+    before = scene.committed()
+    assert before < NUM_SHARDS - 2, "the run was too fast for this test"
+    second = ground.add(1)
+    wait_until(lambda: scene.committed() >= NUM_SHARDS - 2 or job.ended(), f"the new node's work: {job.last_words}")
+    assert not job.ended(), "what the first node holds cannot be done"
+    assert ground.labellers(second)
+    ground.kill(first)
+    check(scene, job, "night")
+
+
+@pytest.mark.chaos
+def test_when_the_last_node_is_gone_the_run_waits_loudly_for_another(scene, ground, tmp_path):
+    first = ground.add(1)
+    job = start(scene, ground, tmp_path, "night")
+    frozen_labeller(scene, ground, first, job)
+    ground.kill(first)
+    wait_until(lambda: "0 workers run and 1 wait for a place" in job.said or job.ended(), f"a word: {job.last_words}")
+    assert not job.ended(), job.last_words
+    ground.add(1)
+    check(scene, job, "night")
+
+
+@pytest.mark.chaos
+def test_nodes_that_come_and_go_all_the_time(scene, ground, tmp_path):
+    """Each node is killed while its labeller holds shards; the innocent shards have all their attempts left."""
+    nodes = [ground.add(1), ground.add(1)]
+    job = start(scene, ground, tmp_path, "night", "--set", "label.attempts=1")
+    for _ in range(3):
+        done = scene.committed()
+        wait_until(lambda done=done: scene.committed() >= min(done + 5, NUM_SHARDS) or job.ended(), "progress")
+        nodes.append(ground.add(1))
+        ground.kill(nodes.pop(0))
+    check(scene, job, "night")
+
+
+@pytest.mark.chaos
+def test_the_head_is_killed_and_the_same_command_on_a_new_cluster_goes_on(scene, ground, tmp_path, monkeypatch):
+    first = ground.add(1)
+    job = start(scene, ground, tmp_path, "killed")
+    frozen_labeller(scene, ground, first, job)
+    done = scene.committed()
+    ground.kill(ground.head)
+    assert job.wait() != 0, "the cluster is gone"
+    ground.close()
+    again = Ground(tmp_path / "again.log")
+    try:
+        again.add(1)
+        record = check(scene, start(scene, again, tmp_path, "again"), "again")
+    finally:
+        again.close()
+    assert record["skipped"] >= done
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("process", ["gcs_server", "raylet"])
+def test_a_session_of_ones_own_that_loses_its_head_ends_and_is_resumed(scene, process):
+    job = scene.start("killed")
+    scene.wait_for_commits(3, job)
+    family = below(job.process.pid)
+    (pid,) = (pid for pid, command in family.items() if f"/{process} " in command)
+    for worker in job.workers():
+        kill(worker, signal.SIGSTOP)
+    kill(pid, signal.SIGKILL)
+    assert job.wait() != 0, "a part of it is gone"
+    for left in family:
+        kill(left, signal.SIGKILL)
+    again = scene.start("again")
+    check(scene, again, "again")
