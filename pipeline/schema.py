@@ -59,6 +59,9 @@ def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
-    if isinstance(value, pa.DictionaryScalar):
-        value = value.value
-    return value.cast(kind) if isinstance(value, pa.Scalar) and value.type != kind else value
+    if not isinstance(value, pa.Scalar):
+        return value
+    if not value.is_valid:  # Arrow has no way from a null list to a value of an array
+        return None
+    value = value.value if isinstance(value, pa.DictionaryScalar) else value
+    return value if value.type == kind else value.cast(kind)
