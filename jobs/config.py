@@ -106,7 +106,7 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_UniqueKeys.add_constructor("tag:yaml.org,2002:value", yaml.SafeLoader.construct_yaml_str)  # a bare =, as filters have
+_UniqueKeys.add_constructor("tag:yaml.org,2002:value", lambda loader, node: str(node.value))  # a bare =
 
 
 def _quotes(text: str) -> str:
