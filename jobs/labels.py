@@ -91,9 +91,19 @@ def _write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
     with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
         for table in chain([first], tables):
             if table.schema != first.schema:
-                kinds = f"{first.schema.field('image_id').type} and {table.schema.field('image_id').type}"
-                raise UsageError(f"image ids are {kinds} in different input files; copy the view into a .csv or .jsonl")
+                raise UsageError(_other_types(first.schema, table.schema))
             writer.write_table(table)
+
+
+def _other_types(first: pa.Schema, other: pa.Schema) -> str:
+    """Say which column one Parquet file cannot hold: ids, and columns passed through, keep the types of the input."""
+    for name in first.names:
+        index = other.get_field_index(name)
+        if index >= 0 and other.field(index).type != first.field(name).type:
+            kinds = f"{first.field(name).type} and {other.field(index).type}"
+            what = "image ids are" if name == "image_id" else f"column {name!r} is"
+            return f"{what} {kinds} in different input files; copy the view into a .csv or .jsonl"
+    return f"the view's files have other columns: {', '.join(first.names)} and {', '.join(other.names)}"
 
 
 def _write_csv(tables: Iterator[pa.Table], path: Path) -> None:
