@@ -120,8 +120,11 @@ def _held(run: Run, plan: Plan, asked: Generation, ledger: dict[str, LedgerEntry
     if not ledger:
         return "no shard could be labelled" if plan.shards else "the plan holds no images"
     same = view is not None and view.document["generation"] == asked.name
-    if run.record["failed_shards"] and view and not same:
-        return "a new model's labels are published only when every shard is labelled"
+    if view and not same and len(ledger) < len(plan.shards):
+        return (
+            f"{len(ledger)} of {counted(len(plan.shards), 'shard')} are labelled in this way (another model, filter or columns than "
+            "the view's), and they replace the view only when all are"
+        )
     fresh = {
         shard_id: entry for shard_id, entry in ledger.items() if not (same and view and shard_id in view.shard_ids)
     }

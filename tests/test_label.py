@@ -531,12 +531,10 @@ def test_a_backfill_labels_its_partitions_and_the_rest_of_the_view_stays(night, 
 
 def test_a_filter_on_rows_is_another_question_and_counts_what_matches(night, model, nightshift, local_ray):
     write_days(night)
-    everything = nightshift(night.config(), "label").record
     predicates = [("day", ">=", "2026-11-24"), ("price", ">=", 2)]
     config = night.config(input={"filter": predicates, "shard_images": 7}, label={"columns": ["day", "price"]})
     some = nightshift(config, "label").record
     assert counts(some) == (8, 8, 0, 0, 0)
-    assert some["fingerprint"] != everything["fingerprint"]
     assert ids(night) == [12, 13, 16, 17, 22, 23, 26, 27]
     files = read_view(night.store, "data").files
     rows = [row for path in files for row in read_table(night.store, path).to_pylist()]
@@ -545,6 +543,26 @@ def test_a_filter_on_rows_is_another_question_and_counts_what_matches(night, mod
     ]
     again = nightshift(config, "label").record
     assert counts(again) == (0, 0, 0, 8, 0)
+    assert nightshift(night.config(), "label").record["fingerprint"] != some["fingerprint"]
+
+
+def test_a_backfill_by_another_model_does_not_replace_the_view_before_it_is_complete(
+    night, model, nightshift, local_ray
+):
+    write_days(night)
+    nightshift(night.config(), "label")
+    rows, other = published(night.store, "data"), {"version": night.seal(seed=1)}
+
+    def label(*predicates):
+        return nightshift(night.config(input={"filter": list(predicates)}, model=other), "label")
+
+    part = label(("day", "=", "2026-11-24"))
+    assert part.code == 3
+    assert "1 of 3 shards are labelled in this way" in part.said
+    assert published(night.store, "data") == rows
+    rest = label()
+    assert (rest.code, counts(rest.record)) == (0, (20, 20, 0, 10, 0))
+    assert read_view(night.store, "data").n == 2
 
 
 def test_a_filter_that_does_not_fit_is_said_by_label_and_nothing_is_published(night, model, nightshift, local_ray):
