@@ -130,6 +130,14 @@ class _UniqueKeys(yaml.SafeLoader):
 _UniqueKeys.add_constructor("tag:yaml.org,2002:int", _UniqueKeys.construct_yaml_int)
 
 
+_UniqueKeys.add_constructor("tag:yaml.org,2002:value", lambda loader, node: str(node.value))  # a bare =
+
+
+def _quotes(text: str) -> str:
+    """Return what a filter that is no YAML most likely lacks."""
+    return "; operators stand in quotes: [[price, '>', 3]]" if "filter" in text else ""
+
+
 def _parse(path: str) -> dict[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -140,7 +148,7 @@ def _parse(path: str) -> dict[str, Any]:
     try:
         document = yaml.load(text, _UniqueKeys)
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-13-45
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+        raise ConfigError(f"{path}: not valid YAML: {error}{_quotes(text)}") from error
     if not isinstance(document, dict):
         raise ConfigError(f"{path}: expected a mapping with the keys {', '.join(Config.model_fields)}")
     return document
@@ -160,7 +168,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     try:
         document[last] = yaml.load(value, _UniqueKeys)
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"--set {override}: the value is not valid YAML ({error})") from error
+        raise ConfigError(f"--set {override}: the value is not valid YAML ({error}){_quotes(override)}") from error
 
 
 def _expand(value: Any, path: str, names: Mapping[str, str], keys: tuple[str, ...] = ()) -> Any:

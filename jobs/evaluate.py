@@ -12,9 +12,10 @@ from pipeline import layout
 from pipeline.documents import Document, encode
 from pipeline.errors import HeldError, InputError
 from pipeline.metrics import Sums, summarize
-from pipeline.plans import Plan
 from pipeline.registry import read_bundle_document, resolve
 from pipeline.rows import ShardReader
+from pipeline.selection import live_paths, row_settings, selected
+from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Shard
 from pipeline.splits import split_name
 from pipeline.tasks import EvaluateTask
@@ -30,13 +31,15 @@ def work(run: Run, split: str | None = None) -> None:
 def evaluate(run: Run, split: str | None, version: str) -> Document:
     """Judge a version on `split` (several: `val+test`); return the evaluation."""
     config, plan = run.config, present_plan(run)
-    named = _named_splits(run, plan)
+    source = row_settings(config.input, live_paths(plan.shards))
+    shards = selected(plan.shards, config.input)
+    named = _named_splits(shards, source, config.storage)
     splits = tuple(split_name(name) for name in split.split("+")) if split else (_default_split(run, named),)
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     task = EvaluateTask(
         config.store,
         config.storage,
-        config.input,
+        source,
         config.split,
         config.label,
         config.model.name,
@@ -46,7 +49,7 @@ def evaluate(run: Run, split: str | None, version: str) -> Document:
     )
     run.note(model=f"{config.model.name}@{version}")
     # Rows that the input puts into no split (None) get theirs by a hash of their bytes: those must be read to know.
-    wanted = [shard for shard, found in zip(plan.shards, named, strict=True) if found & {*splits, None}]
+    wanted = [shard for shard, found in zip(shards, named, strict=True) if found & {*splits, None}]
     sums = _judge(run, wanted, task) if wanted else Sums()
     if not sums.num_images:
         raise InputError(_nothing_judged(run, named, splits, sums, plan.details.get("format", "")))
@@ -86,11 +89,11 @@ def _judge(run: Run, shards: Sequence[Shard], task: EvaluateTask) -> Sums:
     return sums
 
 
-def _named_splits(run: Run, plan: Plan) -> list[set[str | None]]:
+def _named_splits(shards: Sequence[Shard], source: InputSettings, storage: StorageSettings) -> list[set[str | None]]:
     """Return per shard the splits that the input names in it, None for rows that it puts into none."""
-    reader = ShardReader(run.config.input, run.config.storage)
+    reader = ShardReader(source, storage)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        return list(pool.map(reader.splits, plan.shards))
+        return list(pool.map(reader.splits, shards))
 
 
 def _default_split(run: Run, named: list[set[str | None]]) -> str:

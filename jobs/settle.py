@@ -82,8 +82,8 @@ def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
     missing = [shard for shard in plan.shards if shard.id not in entries]
     if missing and view and not same:
         return (
-            f"a new model's labels are published only when every shard is labelled, and {counted(len(missing), 'shard')} "
-            f"with {counted(sum(shard.num_images for shard in missing))} are not (label.relabel: all)"
+            f"labels of another kind (a new model, filter or columns) replace the view only when every shard has them, and "
+            f"{counted(len(missing), 'shard')} with {counted(sum(shard.num_images for shard in missing))} do not (label.relabel: all)"
         )
     published = view.shard_ids if same and view else set()
     fresh = {shard_id: entry for shard_id, entry in entries.items() if shard_id not in published}

@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as library_version
 
@@ -16,6 +17,8 @@ from pipeline.errors import HeldError, InputError, ModelError, NightshiftError, 
 from pipeline.examples import Examples, fingerprint, load_examples
 from pipeline.plans import Plan
 from pipeline.registry import production, promote_first
+from pipeline.selection import live_paths, row_settings, selected
+from pipeline.settings import InputSettings
 from pipeline.shards import Shard
 from pipeline.splits import missing
 from pipeline.storage import open_storage
@@ -53,22 +56,24 @@ def _fit(run: Run, again: bool) -> str:
     if config.train.mode != "scratch" and not config.model.weights:
         raise ModelError(f"train.mode {config.train.mode} starts from weights: set model.weights, or use mode scratch")
     plan = present_plan(run)
+    source = row_settings(config.input, live_paths(plan.shards))
+    plan = replace(plan, shards=tuple(selected(plan.shards, config.input)))
     weights = _weights_digest(run) if config.train.mode != "scratch" else None
-    name = _make_examples(run, plan, weights)
+    name = _make_examples(run, plan, source, weights)
     examples = load_examples(run.store, plan.dataset, name, plan.shards, config.split)
-    classes = _check(examples)
+    classes = _check(examples, source)
     num_train = len(examples.of("train"))
     if num_train < config.train.workers:
         raise InputError(
             f"{num_train} training images are fewer than train.workers ({config.train.workers}); use fewer workers"
         )
-    key = _run_key(run, plan, weights)
+    key = _run_key(run, plan, source, weights)
     finished = _finished(run, key)
     if finished and not again:
         say(f"this training is finished already, as {config.model.name}@{finished}; --again repeats it")
         return finished
     task = TrainTask(
-        config.store, config.storage, config.input, config.split, config.model, config.train, config.seed,
+        config.store, config.storage, source, config.split, config.model, config.train, config.seed,
         plan.dataset, plan.shards, name, classes.names, key, utc_now(),
     )  # fmt: skip
     _train(run, task, num_train, again)
@@ -82,12 +87,12 @@ def _fit(run: Run, again: bool) -> str:
     return version
 
 
-def _make_examples(run: Run, plan: Plan, weights: str | None) -> str:
+def _make_examples(run: Run, plan: Plan, source: InputSettings, weights: str | None) -> str:
     """Make the example tables that are missing, as a cluster job; return what they are called."""
     config = run.config
     backbone = config.train.mode == "head" and config.train.cache_features
     name = fingerprint(
-        config.input,
+        source,
         config.model,
         weights if backbone else None,
         f"torchvision {library_version('torchvision')}",
@@ -102,7 +107,7 @@ def _make_examples(run: Run, plan: Plan, weights: str | None) -> str:
             ExamplesTask(
                 config.store,
                 config.storage,
-                config.input,
+                source,
                 plan.dataset,
                 config.model,
                 name,
@@ -144,7 +149,7 @@ def _weights_digest(run: Run) -> str:
         ) from error
 
 
-def _check(examples: Examples) -> Classes:
+def _check(examples: Examples, source: InputSettings) -> Classes:
     """Return the classes of the training rows, after saying everything about them that people should know."""
     train = [examples.labels[i] for i in examples.of("train")]
     if not train:
@@ -169,18 +174,20 @@ def _check(examples: Examples) -> Classes:
         )
     if examples.without_label:
         say(f"{examples.without_label:,} images without a label are left out")
-    if examples.unreadable:
+    if examples.unreadable and source.filter:
+        say(f"{examples.unreadable:,} images are not taken by input.filter, or cannot be read, and are left out")
+    elif examples.unreadable:
         say(f"{examples.unreadable:,} images cannot be read and are left out; labelling lists them")
     return classes
 
 
-def _run_key(run: Run, plan: Plan, weights: str | None) -> str:
+def _run_key(run: Run, plan: Plan, source: InputSettings, weights: str | None) -> str:
     """Return the training's identity: what is trained on and how, but not on how many workers."""
     config = run.config
     return digest(
         {
             "shards": [[shard.id, sorted(shard.tombstoned)] for shard in plan.shards],
-            "input": fingerprint(config.input, config.model, None, ""),
+            "input": fingerprint(source, config.model, None, ""),
             "split": config.split.model_dump(),
             "model": config.model.model_dump(exclude={"version", "weights"}),
             "weights": weights,

@@ -44,6 +44,8 @@ def fingerprint(source: InputSettings, model: ModelSettings, weights_sha256: str
         "images": [source.image_column, source.uri_column, source.allowed_prefixes],
         "columns": [source.label_column, source.split_column, source.group_column],
     }
+    if source.filter:
+        asked["filter"] = source.model_dump(mode="json")["filter"]
     if weights_sha256 is not None:
         backbone = [model.builder, model.arguments, model.transforms.model_dump(), weights_sha256, libraries]
         asked["backbone"] = backbone

@@ -75,9 +75,10 @@ class GroupReader:
             fits = num_bytes <= self._budget
             window = _Window(self._handle, [(start, size) for *_, start, size in chunks] if fits else [])
             rows = self._check_pages(window, chunks, batch_size)
-            buffer_bytes = 0 if fits else STREAM_BYTES  # 0: Arrow takes a chunk whole, which lies in the window already
+            # A chunk in the window is taken whole, another one bit by bit; pre_buffer would fetch all of it first.
+            reading = {"pre_buffer": False, "buffer_size": 0 if fits else STREAM_BYTES}
             try:
-                file = pq.ParquetFile(pa.PythonFile(window, "r"), metadata=self.metadata, buffer_size=buffer_bytes)
+                file = pq.ParquetFile(pa.PythonFile(window, "r"), metadata=self.metadata, **reading)
                 yield from file.iter_batches(rows, [group.index for group in run], columns=list(columns))
             except (pa.ArrowException, OSError) as error:
                 raise damaged(self._location, error) from error

@@ -64,6 +64,9 @@ def column_of(values: Iterable[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
-    if isinstance(value, pa.DictionaryScalar):
-        value = value.value
-    return value.cast(kind) if isinstance(value, pa.Scalar) and value.type != kind else value
+    if not isinstance(value, pa.Scalar):
+        return value
+    if not value.is_valid:  # Arrow has no way from a null list to a value of an array
+        return None
+    value = value.value if isinstance(value, pa.DictionaryScalar) else value
+    return value if value.type == kind else value.cast(kind)

@@ -54,7 +54,7 @@ class InputSettings(Section):
     label_column: str | None = None
     split_column: str | None = None
     group_column: str | None = Field(None, description="rows of one group never part: same split")
-    filter: tuple[Predicate, ...] = Field((), description="[column, op, value]: rows or hive partitions to take")
+    filter: tuple[Predicate, ...] = Field((), description="[column, 'op', value] each: rows or Hive partitions to take")
     max_vanished_fraction: float = Field(0.2, ge=0, le=1, description="more known images gone: the night is held")
     max_pixels: int = Field(100_000_000, gt=0, description="larger images are refused before decoding")
     shard_images: int = Field(256, gt=0, description="images per shard, the unit of work and of commit")

@@ -1,4 +1,5 @@
 import datetime
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -250,3 +251,40 @@ def test_a_wrong_date_on_the_command_line_exits_2(capsys):
         main(["nightly", "c.yaml", "--date", "24.11.2026"])
     assert stopped.value.code == 2
     assert "expected a date as YYYY-MM-DD" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (
+            "label: {columns: [price, uri]}",
+            "label.columns: labels have a column 'uri' of their own; rename it in the input",
+        ),
+        ("label: {columns: [reason]}", "label.columns: labels have a column 'reason' of their own"),
+        ("label: {columns: [price, price]}", "label.columns: 'price' stands twice"),
+    ],
+)
+def test_columns_that_cannot_stand_beside_ours_are_refused_at_once(config, line, words):
+    assert words in refused(config, f"{MINIMAL}{line}\n")
+
+
+@pytest.mark.parametrize(
+    ("predicate", "words"),
+    [
+        ("[price, in, 3]", "in takes a list of values, not empty"),
+        ("[price, not in, []]", "not in takes a list of values, not empty"),
+        ("[price, =, [1, 2]]", "= takes one value"),
+        ("[price, like, x]", "input.filter.0.1"),
+        ("[price, >, 3]", "not valid YAML"),
+        ("[price, !=, 3]", "operators stand in quotes: [[price, '>', 3]]"),
+    ],
+)
+def test_predicates_that_say_nothing_are_refused(config, predicate, words):
+    assert words in refused(config, MINIMAL, f"input.filter=[{predicate}]")
+
+
+def test_predicates_keep_their_kinds_of_values(config):
+    text = "input.filter=[[day, =, 2026-11-24], [n, in, [1, 2.5]], [ok, '!=', true], [name, '>=', '1']]"
+    found = config(MINIMAL, text).input.filter
+    assert found == (("day", "=", date(2026, 11, 24)), ("n", "in", (1, 2.5)), ("ok", "!=", True), ("name", ">=", "1"))
+    assert [type(value) for _, _, value in found] == [date, tuple, bool, str]

@@ -200,3 +200,15 @@ def test_unknown_labels_and_bad_images_are_said(night, workers, capsys):
     said = capsys.readouterr().err
     assert "1 image of the split cannot be read" in said
     assert "1 image of the split not judged: the model does not know the label" in said
+
+
+def test_rows_that_the_filter_leaves_out_are_not_judged(night, workers):
+    for day in (1, 2):
+        (night.data / f"day={day}").mkdir(parents=True)
+        night.write(f"day={day}/a.parquet", range(day * 10, day * 10 + 10), split=["test"] * 10, price=range(10))
+    filtered = {"filter": [("day", "=", "1"), ("price", "<", 7)], "split_column": "split"}
+    config, version = night.config(input=filtered), night.seal()
+    night.plan(night.config(input={"split_column": "split"}))
+    assert evaluate(night, config)["exit_code"] == 0
+    assert written(night, version)["num_images"] == 7
+    assert paths(workers) == ["day=1/a.parquet"]

@@ -349,3 +349,55 @@ def test_time_and_engine_are_recorded(prepared):
     assert set(entry.seconds) == {"input", "engine", "write"}
     assert entry.used["precision"] == "fp32"
     assert entry.run_id == "night-1"
+
+
+# ---- The filter, and columns passed through
+
+
+def test_rows_that_the_filter_leaves_out_are_not_in_the_books(night):
+    images = [night.png(i) if i % 4 else b"bad" for i in range(30)]
+    night.write("a.parquet", range(30), image=pa.array(images, pa.binary()), price=[i % 3 for i in range(30)])
+    prepared = Prepared(night, night.config(input={"shard_images": 10, "filter": [("price", "=", 0), ("id", "<", 20)]}))
+    entries = prepared.label()
+    tables = [prepared.tables(entry) for entry in entries]
+    taken = {i for i in range(20) if i % 3 == 0}
+    bad = {i for i in taken if i % 4 == 0}
+    assert {i for labels, _ in tables for i in labels["image_id"].to_pylist()} == taken - bad
+    assert {i for _, rejected in tables if rejected for i in rejected["image_id"].to_pylist()} == bad
+    counts = [list(entry.segments.values()) for entry in entries]
+    assert counts == [[[4, 3, 1]], [[3, 2, 1]], [[0, 0, 0]]]
+    assert len(prepared.committed()) == 3, "a shard without a matching row is done as well"
+
+
+def test_a_row_that_the_filter_takes_and_nobody_labels_stops_the_shard(night, monkeypatch):
+    night.write("a.parquet", range(30))
+    prepared = Prepared(night, night.config(input={"filter": [("id", ">=", 10)]}))
+    read = ShardReader.read
+
+    def lose(self, shard, batch_size=64):
+        yield from ([row for row in rows if row.image_id != 17] for rows in read(self, shard, batch_size))
+
+    monkeypatch.setattr(ShardReader, "read", lose)
+    with pytest.raises(IntegrityError, match="20 images in, but 19 labelled"):
+        prepared.label()
+    assert prepared.committed() == {}
+
+
+def test_columns_stand_after_ours_in_labels_and_quarantine_with_one_type_for_all_files(night):
+    images = pa.array([night.png(1), b"bad"], pa.binary())
+    day = pa.array([1234567890123456789, None], pa.timestamp("ns"))
+    night.write("a.parquet", [1, 2], image=images, n=pa.array([7, 8], pa.int8()), day=day, box=[{"x": 1}, None])
+    night.write("b.parquet", [3, 4], image=images, n=pa.array([9, None], pa.int64()), day=day, box=[{"x": 3}, {"x": 4}])
+    prepared = Prepared(night, night.config(label={"columns": ["day", "n", "box"]}))
+    entry = Labeller(prepared.task)(prepared.plan.shards[0])
+    labels, quarantine = prepared.tables(entry)
+    assert labels.column_names == [*COLUMNS, "day", "n", "box"]
+    assert quarantine.column_names == [*QUARANTINE, "day", "n", "box"]
+    for table in (labels, quarantine):
+        kinds = {name: table.schema.field(name).type for name in ("day", "n")}
+        assert kinds == {"day": pa.timestamp("ns"), "n": pa.int64()}
+    assert labels["n"].to_pylist() == [7, 9]
+    assert quarantine["n"].to_pylist() == [8, None]
+    assert labels["day"].cast(pa.int64()).to_pylist() == [1234567890123456789] * 2
+    assert labels["box"].to_pylist() == [{"x": 1}, {"x": 3}]
+    assert quarantine["box"].to_pylist() == [None, {"x": 4}]

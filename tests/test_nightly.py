@@ -38,7 +38,7 @@ def test_deleted_images_leave_the_view_without_labelling_anything(night, nightsh
     gone = night.write("b.parquet", range(10, 12))
     nightshift(night.config(), "nightly")
     gone.unlink()
-    ended = nightshift(night.config(), "nightly")
+    ended = nightshift(night.config(input={"max_vanished_fraction": 0.5}), "nightly")
     assert (ended.code, counts(ended.record)) == (0, (0, 0, 0, 10, 0))
     assert [row[0] for row in published(night.store, "data")] == list(range(10))
 

@@ -1,3 +1,5 @@
+from datetime import date
+
 import pytest
 
 from pipeline.documents import encode
@@ -98,6 +100,10 @@ def test_everything_that_decides_a_label_is_in_the_generation():
         generation("photos", "flowers", "v1", InputSettings(url="x", image_column="back"), label),
         generation("photos", "flowers", "v1", InputSettings(url="x", uri_column="front"), label),
         generation("photos", "flowers", "v1", source, LabelSettings(top_k=1)),
+        generation("photos", "flowers", "v1", InputSettings(url="x", filter=[("price", ">", 3)]), label),
+        generation("photos", "flowers", "v1", InputSettings(url="x", filter=[("price", ">", "3")]), label),
+        generation("photos", "flowers", "v1", source, LabelSettings(columns=["price"])),
+        generation("photos", "flowers", "v1", source, LabelSettings(columns=["price", "shop"])),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
 
@@ -109,3 +115,13 @@ def test_how_the_work_is_done_is_not_in_the_generation():
         LabelSettings(batch_size=1, max_workers=4, attempts=9, max_bad_fraction=1),
     )  # fmt: skip
     assert same == base
+
+
+def test_the_order_of_predicates_does_not_matter_and_a_date_is_its_text():
+    both = [("price", ">", 3), ("day", "=", "2026-11-24")]
+    again = [("day", "=", date(2026, 11, 24)), ("price", ">", 3)]
+    one, other = (
+        generation("photos", "flowers", "v1", InputSettings(url="x", filter=predicates), LabelSettings())
+        for predicates in (both, again)
+    )
+    assert one == other

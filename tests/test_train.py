@@ -346,6 +346,20 @@ def test_images_without_a_label_are_left_out_and_counted(nightshift, config, png
 # What cannot be trained on
 
 
+def test_rows_that_the_filter_leaves_out_are_no_examples(nightshift, config, png, write_parquet, tmp_path, store):
+    for day in (1, 2):
+        table = {"image": [png(i, (9, 8), "RGB") for i in range(40)], "label": ["ant", "bee"] * 20, "price": range(40)}
+        write_parquet(tmp_path / "tables" / f"day={day}" / "a.parquet", table)
+    named = {"url": str(tmp_path / "tables"), "image_column": "image", "label_column": "label"}
+    ended = nightshift(config(input={**named, "filter": [("day", "=", "1"), ("price", "<", 30)]}), "train")
+    assert ended.code == 0
+    assert "10 images are not taken by input.filter, or cannot be read, and are left out" in ended.said
+    assert ended.record["examples_computed"] == 40
+    whole = nightshift(config(input={**named, "filter": [("day", "=", "1")]}), "train")
+    assert "are not taken by" not in whole.said
+    assert (whole.code, whole.record["model"] != ended.record["model"]) == (0, True), "another training"
+
+
 def refused(ended, *words):
     """Assert that a command ended with code 2, nothing trained, and said so."""
     assert ended.code == 2
