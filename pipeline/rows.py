@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -10,8 +11,9 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import ImageError, SourceChangedError, StorageError
+from pipeline.errors import ImageError, NotFoundError, SourceChangedError, StorageError
 from pipeline.locations import DENIED, fetch
+from pipeline.refusals import changed
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard
 from pipeline.sources import check_columns, open_source, read_csv, value_type
@@ -70,7 +72,7 @@ class ShardReader:
             ) from error
 
     def _id_schema(self, path: str, version: str) -> pa.Schema:
-        with self._folder.open(path, version) as handle:
+        with self._intact(path, version) as handle:
             kind = pq.read_schema(handle).field(self._settings.id_column).type
         return pa.schema([("id", value_type(kind))])
 
@@ -104,7 +106,7 @@ class ShardReader:
             elif not self._settings.split_column:
                 found.add(None)
             else:
-                with self._folder.open(segment.path, segment.version) as handle:
+                with self._intact(segment.path, segment.version) as handle:
                     found |= {_split(value) for value in self._column(handle, segment, self._settings.split_column)}
         return found
 
@@ -171,16 +173,33 @@ class ShardReader:
         return self._last_csv[1].slice(segment.first_row, segment.num_rows)
 
     def _read_parquet(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
-        with self._folder.open(segment.path, segment.version) as handle:
+        with self._intact(segment.path, segment.version) as handle:
             parquet = pq.ParquetFile(handle, pre_buffer=True)
             # Again: the plan checked the columns that the config named then, and only in files that were new then.
             check_columns(parquet.schema_arrow, self._settings, join(self._folder.url, segment.path))
             groups = _groups(parquet.metadata, segment)
             first = segment.first_row
-            batches = parquet.iter_batches(batch_size, groups, columns=self._columns())
-            for batch in _intact(batches, join(self._folder.url, segment.path)):
+            for batch in parquet.iter_batches(batch_size, groups, columns=self._columns()):
                 yield self._rows(batch, segment, first)
                 first += batch.num_rows
+
+    @contextmanager
+    def _intact(self, path: str, version: str) -> Iterator[BinaryIO]:
+        """Open a Parquet file; StorageError when its rows are damaged, which the footer that was planned does not show.
+
+        A file that changed while it was read looks damaged, so its version is asked for before it is blamed.
+        """
+        with self._folder.open(path, version) as handle:
+            try:
+                yield handle
+            except (pa.ArrowException, OSError) as error:
+                location = join(self._folder.url, path)
+                with suppress(NotFoundError):
+                    if self._folder.stat(path).version == version:
+                        raise StorageError(
+                            f"{location}: damaged rows ({_line(error)}); replace the file, then plan again"
+                        ) from error
+                raise changed(location) from error
 
     def _columns(self) -> list[str]:
         s = self._settings
@@ -233,14 +252,6 @@ class ShardReader:
             return fetch(uri, self._folder.url, self._settings, self._storage), None
         except ImageError as error:
             return None, error
-
-
-def _intact(batches: Iterator[pa.RecordBatch], location: str) -> Iterator[pa.RecordBatch]:
-    """Yield what a Parquet file holds; StorageError at a damaged page, which the footer that was planned does not show."""
-    try:
-        yield from batches
-    except (pa.ArrowException, OSError) as error:
-        raise StorageError(f"{location}: damaged rows ({_line(error)}); replace the file, then plan again") from error
 
 
 def _line(error: Exception) -> str:
