@@ -18,7 +18,8 @@ from pipeline.refusals import changed, missing, printable
 
 # HTTP: timeout, conflict with a write under way, too early, too many requests. All 5xx may pass as well: S3's SlowDown
 # and Azure's ServerBusy are 503, OperationTimedOut is 500.
-PASSING_REFUSALS = (408, 409, 425, 429)
+REFUSED_FOR_NOW = (409, 425, 429)
+PASSING_REFUSALS = (408, *REFUSED_FOR_NOW)
 
 
 class RefusedForNowError(TransientError):
@@ -65,8 +66,7 @@ def _generic(location: str, error: Exception) -> NightshiftError:
         return StorageError(f"{location}: the bucket is in another region; set storage.region to its own")
     if refused:
         return StorageError(f"{location}: {first_line(error)}; check the storage section and the URL")
-    kind = RefusedForNowError if 400 <= code < 500 and code != 408 else TransientError
-    return kind(f"{location}: {first_line(error)}")
+    return (RefusedForNowError if code in REFUSED_FOR_NOW else TransientError)(f"{location}: {first_line(error)}")
 
 
 def exhausted(error: TransientError) -> bool:
