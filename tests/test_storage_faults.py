@@ -1,6 +1,9 @@
 """Every operation, and whole nights, against an S3 server behind a proxy that misbehaves on purpose."""
 
+import os
 import random
+from dataclasses import replace
+from pathlib import Path
 
 import boto3
 import pyarrow as pa
@@ -9,9 +12,11 @@ import pytest
 from conftest import Night, published
 from faultproxy import FAULTS, FaultProxy
 
-from pipeline.errors import AlreadyExistsError, NotFoundError, SourceChangedError, TransientError
+from pipeline import rows
+from pipeline.errors import AlreadyExistsError, NotFoundError, SourceChangedError, StorageError, TransientError
+from pipeline.rows import ShardReader
 from pipeline.settings import StorageSettings
-from pipeline.storage import open_storage
+from pipeline.storage import FileStorage, open_storage
 
 
 @pytest.fixture
@@ -213,14 +218,14 @@ def photos(s3, tmp_path, png, seen):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_night_through_faults_gives_the_same_rows(s3, tmp_path, png, photos, proxied, seed):
-    rows = {}
+    found = {}
     proxy, through = proxied(0.2, seed=seed, timeout_s=1)
     for name, settings in (("clean", s3[1]), ("faulty", through)):
         night, config = on_s3(tmp_path, png, s3[0], name, settings)
         view = night.whole(config, night.seal())
-        rows[name] = rows_of(night, config)
+        found[name] = rows_of(night, config)
         assert view.document["counts"] == {"images_in": 120, "labelled": 119, "quarantined": 1}
-    assert rows["faulty"] == rows["clean"]
+    assert found["faulty"] == found["clean"]
     assert proxy.faults.total() > 10
     assert len(proxy.faults) > 5
 
@@ -246,3 +251,108 @@ def test_boto_reads_what_was_written_through_faults(s3, proxied):
     client = boto3.client("s3", endpoint_url=s3[1].endpoint, region_name="us-east-1")
     bodies = [client.get_object(Bucket=s3[0][5:], Key=f"x/{i}")["Body"].read() for i in range(20)]
     assert bodies == [data] * 20
+
+
+# ---- Files that change between plan and label, or under the reader
+
+
+class Folder:
+    """Where a test's input lies: a folder of this machine, or of the bucket. `write` puts a new version there."""
+
+    def __init__(self, url: str, settings: StorageSettings) -> None:
+        self.url, self.settings, self._storage = url, settings, open_storage(url, settings)
+
+    def write(self, name: str, data: bytes) -> None:
+        if self.url.startswith("s3://"):
+            return self._storage.write(name, data)
+        path = Path(self.url) / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(data)  # in place, as who copies a file over another does
+        return None
+
+    def delete(self, name: str) -> None:
+        self._storage.delete(name)
+
+
+@pytest.fixture(params=["file", "s3"])
+def inputs(request, s3, tmp_path):
+    return (
+        Folder(str(tmp_path / "photos"), StorageSettings())
+        if request.param == "file"
+        else Folder(f"{s3[0]}/photos", s3[1])
+    )
+
+
+def parquet(png, ids) -> bytes:
+    sink = pa.BufferOutputStream()
+    table = pa.table({"id": ids, "image": pa.array([png(i) for i in ids], pa.binary()), "label": ["ant"] * len(ids)})
+    pq.write_table(table, sink, row_group_size=5)
+    return sink.getvalue().to_pybytes()
+
+
+def amid_reading(monkeypatch, change):
+    """Call `change` once, when the first file's footer has been read and its rows have not."""
+    groups, left = rows._groups, [change]
+
+    def changing(*arguments):
+        found = groups(*arguments)
+        if left:
+            left.pop()()
+        return found
+
+    monkeypatch.setattr(rows, "_groups", changing)
+
+
+@pytest.mark.parametrize("what", ["changed", "changed amid reading", "vanished", "vanished amid reading"])
+def test_a_file_that_is_not_as_planned_fails_its_shard_and_the_next_night_takes_it_as_it_is(
+    inputs, night, png, nightshift, local_ray, monkeypatch, what
+):
+    night.seal()
+    inputs.write("a.parquet", parquet(png, range(10)))
+    inputs.write("b.parquet", parquet(png, range(20, 30)))
+    config = night.config(
+        storage=inputs.settings.model_dump(), input={"url": inputs.url, "shard_images": 10, "max_vanished_fraction": 1}
+    )
+    assert nightshift(config, "plan").code == 0
+
+    def change():
+        inputs.write("a.parquet", parquet(png, range(40, 50))) if "changed" in what else inputs.delete("a.parquet")
+
+    amid_reading(monkeypatch, change) if "amid" in what else change()
+    ended = nightshift(config, "label")
+    [failure] = ended.record["failures"]
+    assert ended.code == 3
+    assert failure["error"].startswith("SourceChangedError")
+    assert failure["attempts"] == 1
+    assert f"a.parquet {what.split()[0]} since it was planned" in failure["error"]
+    assert (ended.record["labelled"], ended.record["failed_shards"]) == (10, 1)
+    assert len(list(night.store.list("ledger"))) == 1
+    assert [row[0] for row in published(night.store, "photos")] == list(range(20, 30))
+    again = nightshift(config, "nightly")
+    assert again.code == 0
+    expected = [*range(20, 30), *(range(40, 50) if "changed" in what else ())]
+    assert [row[0] for row in published(night.store, "photos")] == expected
+    assert again.record["labelled"] == len(expected) - 10
+
+
+def test_garbage_that_a_reader_meets_is_a_change_when_the_file_is_another_by_now(tmp_path, png, night, monkeypatch):
+    """Where the file's age cannot show it (a copy that keeps times, a coarse clock), the reader stumbles first."""
+    path = night.write("a.parquet", range(20))
+    config = night.config()
+    plan, reader = night.plan(config), ShardReader(config.input, config.storage)
+    original = path.stat()
+
+    def damage():
+        data = bytearray(path.read_bytes())
+        data[4 : len(data) // 2] = bytes(len(data) // 2 - 4)
+        path.write_bytes(data)
+        os.utime(path, ns=(original.st_atime_ns, original.st_mtime_ns))
+
+    amid_reading(monkeypatch, damage)
+    stat = FileStorage.stat
+    monkeypatch.setattr(FileStorage, "stat", lambda self, name: replace(stat(self, name), version="another"))
+    with pytest.raises(SourceChangedError, match=r"a\.parquet changed since it was planned"):
+        list(reader.read(plan.shards[0]))
+    monkeypatch.setattr(FileStorage, "stat", stat)
+    with pytest.raises(StorageError, match=r"a\.parquet: damaged rows"):
+        list(reader.read(plan.shards[0]))
