@@ -21,6 +21,9 @@ from pipeline.refusals import changed, missing, printable
 REFUSED_FOR_NOW = (409, 425, 429)
 PASSING_REFUSALS = (408, *REFUSED_FOR_NOW)
 
+# Where object_store asks the platform for credentials when it was given none: AWS twice, GCS, Azure.
+METADATA = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity/")
+
 
 class RefusedForNowError(TransientError):
     """The store said that it did nothing, such as 429: unlike after a lost answer, a write has not gone through."""
@@ -53,10 +56,11 @@ def _generic(location: str, error: Exception) -> NightshiftError:
     if "code: AccessDenied" in words:  # one key of a bulk DELETE, whose own status is 200
         return _denied(location)
     refused = 400 <= code < 500 and code not in PASSING_REFUSALS and "RequestTimeout" not in words
-    if "/latest/api/token" in words or "/latest/meta-data" in words:  # where object_store asks when it was given none
+    if any(place in words for place in METADATA):
         return (StorageError if refused else TransientError)(
-            f"{location}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or run where the platform "
-            "gives them), or storage.anonymous for a public bucket"
+            f"{location}: no credentials; set them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY), run where the "
+            "platform gives them, or set storage.anonymous for a public bucket"
         )
     if code in (401, 403):
         return _denied(location)

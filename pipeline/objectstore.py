@@ -253,7 +253,8 @@ def _s3_options(settings: StorageSettings) -> dict[str, Any]:
 
 def _other_options(scheme: str, settings: StorageSettings) -> dict[str, Any]:
     """Translate what other stores have in common with S3; the rest of their settings comes from their environment."""
-    azure = scheme in ("az", "abfs", "abfss")
-    config = {"endpoint": settings.endpoint if azure else None, "skip_signature": settings.anonymous or None}
-    known = {key: value for key, value in config.items() if value is not None and (azure or scheme == "gs")}
-    return {"config": known} if known else {}
+    endpoint = {"gs": "base_url", "az": "endpoint", "abfs": "endpoint", "abfss": "endpoint"}.get(scheme)
+    if not endpoint:  # plain HTTP has none of this
+        return {}
+    config = {endpoint: settings.endpoint, "skip_signature": settings.anonymous or None}
+    return {"config": {key: value for key, value in config.items() if value is not None}}

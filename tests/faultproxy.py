@@ -35,7 +35,8 @@ class FaultProxy:
         self.stopping = threading.Event()
         self._random, self._lock, self._refusals = random.Random(seed), threading.Lock(), 0
         self._planned: list[str | None] = []
-        self._server = _Server(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
+        self.handler = type("Handler", (_Handler,), {"proxy": self})
+        self._server = _Server(("127.0.0.1", 0), self.handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def refuse(self, count: int) -> None:

@@ -74,6 +74,22 @@ def test_a_bulk_delete_that_is_denied_is_final():
     assert type(meaning(failures.GenericError(words))) is AccessDeniedError
 
 
+@pytest.mark.parametrize(
+    "place",
+    [
+        "latest/api/token",
+        "computeMetadata/v1/instance/service-accounts/default/token",
+        "metadata/identity/oauth2/token",
+    ],
+)
+def test_asking_the_platform_in_vain_means_that_there_are_no_credentials(place):
+    words = f"Error performing GET http://169.254.169.254/{place} in 1ms - Server returned non-2xx status code: "
+    for status, kind in (("403 Forbidden", StorageError), ("503 Service Unavailable", TransientError)):
+        error = meaning(failures.GenericError(words + status))
+        assert type(error) is kind
+        assert "no credentials; set them in the environment" in str(error)
+
+
 def test_what_obstore_has_asked_again_itself_is_known():
     tried = (
         "Error performing GET http://h/x in 299ms, after 2 retries, max_retries: 2, retry_timeout: 30s  - HTTP error"

@@ -79,7 +79,7 @@ def test_every_operation_outlasts_every_fault(s3, seen, proxied, name, fault):
 def test_patience_ends(s3, seen, proxied, name):
     seen.write("a", b"12345678")
     proxy, settings = proxied(1.0, ("slow_down",), max_retries=3)
-    with pytest.raises(TransientError, match=r"s3://nightshift-\w+/x.*503"):
+    with pytest.raises(TransientError, match=r"s3://nightshift\w+/x.*503"):
         OPERATIONS[name](open_storage(f"{s3[0]}/x", settings))
     assert proxy.faults["slow_down"] == 4
 
@@ -146,7 +146,7 @@ def test_no_more_requests_than_allowed_are_open_at_a_time(s3, seen, proxied, run
     seen.write("a", b"1")
     proxy, settings = proxied(max_connections=2)
     now, most = [], []
-    forward = proxy._server.RequestHandlerClass._forward
+    forward = proxy.handler._forward
 
     def watched(handler, body):
         now.append(1)
@@ -156,7 +156,7 @@ def test_no_more_requests_than_allowed_are_open_at_a_time(s3, seen, proxied, run
         finally:
             now.pop()
 
-    proxy._server.RequestHandlerClass._forward = watched
+    proxy.handler._forward = watched
     first, second = (open_storage(f"{s3[0]}/{prefix}", settings) for prefix in ("x", "y"))
     reads = [lambda: first.read("a")] * 6 + [lambda: list(second.list())] * 2
     results = run_together(*reads)
