@@ -3,6 +3,7 @@
 import json
 from contextlib import suppress
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -146,9 +147,13 @@ def gcs(s3):
 
 
 def test_public_objects_of_gcs_are_read_as_one_version(gcs, s3):
-    written = open_storage(f"{s3[0]}/x", s3[1])
+    client = boto3.client("s3", endpoint_url=s3[1].endpoint, region_name="us-east-1")
+
+    def write(name: str, data: bytes) -> None:
+        client.put_object(Bucket=s3[0].removeprefix("s3://"), Key=f"x/{name}", Body=data, ACL="public-read")
+
     for name in NAMES:
-        written.write(name, name.encode())
+        write(name, name.encode())
     assert listed(gcs) == sorted(NAMES)
     for entry in list(gcs.list()):
         assert entry == gcs.stat(entry.path)
@@ -156,7 +161,7 @@ def test_public_objects_of_gcs_are_read_as_one_version(gcs, s3):
         with gcs.open(entry.path, entry.version) as file:
             file.seek(1)
             assert file.read(2) == entry.path.encode()[1:3]
-            written.write(entry.path, b"new")
+            write(entry.path, b"new")
             with pytest.raises(SourceChangedError):
                 file.read(1)
         with pytest.raises(SourceChangedError):
