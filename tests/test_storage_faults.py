@@ -230,6 +230,23 @@ def test_a_night_through_faults_gives_the_same_rows(s3, tmp_path, png, photos, p
     assert len(proxy.faults) > 5
 
 
+@pytest.mark.chaos
+def test_the_actors_of_a_ray_session_outlast_faults_too(ray_session, s3, tmp_path, png, photos, proxied, nightshift):
+    proxy, through = proxied(0.2, seed=3, timeout_s=2)
+    clean, config = on_s3(tmp_path, png, s3[0], "clean", s3[1])
+    clean.whole(config, clean.seal())
+    expected = rows_of(clean, config)
+    night, config = on_s3(tmp_path, png, s3[0], "actors", through)
+    night.seal()
+    ended = nightshift(
+        config.model_copy(update={"label": config.label.model_copy(update={"max_workers": 2})}), "nightly"
+    )
+    assert ended.code == 0, ended.said
+    assert [ended.record[key] for key in ("images_in", "labelled", "quarantined", "failed_shards")] == [120, 119, 1, 0]
+    assert rows_of(night, config) == expected
+    assert proxy.faults.total() > 10
+
+
 def test_a_store_that_goes_away_and_comes_back_costs_time_only(s3, tmp_path, png, photos, proxied):
     proxy, through = proxied(timeout_s=1)
     night, config = on_s3(tmp_path, png, s3[0], "away", through)
