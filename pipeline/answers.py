@@ -29,6 +29,10 @@ class RefusedForNowError(TransientError):
     """The store said that it did nothing, such as 429: unlike after a lost answer, a write has not gone through."""
 
 
+class UnspellableKeyError(StorageError):
+    """A key that object_store has no spelling for: with an empty part (`a//b`) or control characters."""
+
+
 @contextmanager
 def translated(location: str) -> Iterator[None]:
     """Turn obstore's errors into ours, with the location in the message."""
@@ -44,7 +48,9 @@ def translated(location: str) -> Iterator[None]:
         raise _denied(location) from error
     except failures.GenericError as error:
         raise _generic(printable(location), error) from error
-    except (failures.BaseError, ValueError) as error:  # ValueError: a key that object_store cannot spell, such as a//b
+    except (failures.InvalidPathError, ValueError) as error:
+        raise UnspellableKeyError(f"{printable(location)}: {first_line(error)}; use another name") from error
+    except failures.BaseError as error:
         raise StorageError(f"{printable(location)}: {first_line(error)}; use another name, or another store") from error
 
 

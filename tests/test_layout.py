@@ -19,6 +19,7 @@ LOWER = [
     "refusals",
     "storage",
     "answers",
+    "oddkeys",
     "objectstore",
     "documents",
     "layout",
