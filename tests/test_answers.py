@@ -1,7 +1,7 @@
 import pytest
 from obstore import exceptions as failures
 
-from pipeline.answers import RefusedForNowError, exhausted, first_line, translated
+from pipeline.answers import RefusedForNowError, UnspellableKeyError, exhausted, first_line, translated
 from pipeline.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -29,8 +29,9 @@ def meaning(error: Exception) -> NightshiftError:
         (failures.PreconditionError("x"), SourceChangedError),
         (failures.PermissionDeniedError("x"), AccessDeniedError),
         (failures.UnauthenticatedError("x"), AccessDeniedError),
-        (failures.InvalidPathError("a//b"), StorageError),
-        (ValueError("a//b"), StorageError),
+        (failures.InvalidPathError("a//b"), UnspellableKeyError),
+        (ValueError("a//b"), UnspellableKeyError),
+        (failures.NotSupportedError("x"), StorageError),
     ],
 )
 def test_obstores_own_kinds(error, kind):
