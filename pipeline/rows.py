@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ImageError, NotFoundError, SourceChangedError, StorageError
 from pipeline.locations import DENIED, fetch
-from pipeline.refusals import changed
+from pipeline.refusals import changed, printable
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard
 from pipeline.sources import check_columns, open_source, read_csv, value_type
@@ -193,7 +193,7 @@ class ShardReader:
             try:
                 yield handle
             except (pa.ArrowException, OSError) as error:
-                location = join(self._folder.url, path)
+                location = printable(join(self._folder.url, path))
                 with suppress(NotFoundError):
                     if self._folder.stat(path).version == version:
                         raise StorageError(

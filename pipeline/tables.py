@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
+from pipeline.refusals import printable
 from pipeline.storage import Storage, join
 
 
@@ -42,4 +43,4 @@ def read_table(storage: Storage, path: str, columns: Sequence[str] | None = None
     try:
         return pq.read_table(io.BytesIO(data), columns=list(columns) if columns is not None else None)
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
-        raise StorageError(f"{join(storage.url, path)} is not a readable Parquet file: {error}") from error
+        raise StorageError(f"{printable(join(storage.url, path))} is not a readable Parquet file: {error}") from error
