@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Usage statistics of Ray stay off in everything that is started from here.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test check bench chaos clean
+.PHONY: setup demo test check bench chaos servers clean
 .DEFAULT_GOAL := help
 
 help:
@@ -27,6 +27,13 @@ $(VENV)/.done: pyproject.toml
 		$(BIN)/python -m pip install --quiet --editable '.[demo,dev,delta]'; \
 	fi
 	@touch $@
+
+# What stands in for Azure in the tests: they run without it, and say so. Later versions want node 22.
+AZURITE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nightshift/azurite-3.35.0
+servers: $(AZURITE)/node_modules/.bin/azurite-blob
+
+$(AZURITE)/node_modules/.bin/azurite-blob:
+	npm install --silent --no-fund --no-audit --prefix $(AZURITE) azurite@$(lastword $(subst -, ,$(AZURITE)))
 
 demo: setup
 	$(BIN)/nightshift demo

@@ -18,11 +18,19 @@ from pipeline.refusals import changed, missing, printable
 
 # HTTP: timeout, conflict with a write under way, too early, too many requests. All 5xx may pass as well: S3's SlowDown
 # and Azure's ServerBusy are 503, OperationTimedOut is 500.
-PASSING_REFUSALS = (408, 409, 425, 429)
+REFUSED_FOR_NOW = (409, 425, 429)
+PASSING_REFUSALS = (408, *REFUSED_FOR_NOW)
+
+# Where object_store asks the platform for credentials when it was given none: AWS twice, GCS, Azure.
+METADATA = ("/latest/api/token", "/latest/meta-data", "/computeMetadata/", "/metadata/identity/")
 
 
 class RefusedForNowError(TransientError):
     """The store said that it did nothing, such as 429: unlike after a lost answer, a write has not gone through."""
+
+
+class UnspellableKeyError(StorageError):
+    """A key that object_store has no spelling for: with an empty part (`a//b`) or control characters."""
 
 
 @contextmanager
@@ -40,7 +48,9 @@ def translated(location: str) -> Iterator[None]:
         raise _denied(location) from error
     except failures.GenericError as error:
         raise _generic(printable(location), error) from error
-    except (failures.BaseError, ValueError) as error:  # ValueError: a key that object_store cannot spell, such as a//b
+    except (failures.InvalidPathError, ValueError) as error:
+        raise UnspellableKeyError(f"{printable(location)}: {first_line(error)}; use another name") from error
+    except failures.BaseError as error:
         raise StorageError(f"{printable(location)}: {first_line(error)}; use another name, or another store") from error
 
 
@@ -52,10 +62,11 @@ def _generic(location: str, error: Exception) -> NightshiftError:
     if "code: AccessDenied" in words:  # one key of a bulk DELETE, whose own status is 200
         return _denied(location)
     refused = 400 <= code < 500 and code not in PASSING_REFUSALS and "RequestTimeout" not in words
-    if "/latest/api/token" in words or "/latest/meta-data" in words:  # where object_store asks when it was given none
+    if any(place in words for place in METADATA):
         return (StorageError if refused else TransientError)(
-            f"{location}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or run where the platform "
-            "gives them), or storage.anonymous for a public bucket"
+            f"{location}: no credentials; set them in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "GOOGLE_APPLICATION_CREDENTIALS, or AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY), run where the "
+            "platform gives them, or set storage.anonymous for a public bucket"
         )
     if code in (401, 403):
         return _denied(location)
@@ -65,8 +76,7 @@ def _generic(location: str, error: Exception) -> NightshiftError:
         return StorageError(f"{location}: the bucket is in another region; set storage.region to its own")
     if refused:
         return StorageError(f"{location}: {first_line(error)}; check the storage section and the URL")
-    kind = RefusedForNowError if 400 <= code < 500 and code != 408 else TransientError
-    return kind(f"{location}: {first_line(error)}")
+    return (RefusedForNowError if code in REFUSED_FOR_NOW else TransientError)(f"{location}: {first_line(error)}")
 
 
 def exhausted(error: TransientError) -> bool:

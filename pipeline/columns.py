@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import StorageError
 from pipeline.partitions import partitions_of
+from pipeline.planned import open_planned
 from pipeline.shards import Shard
 from pipeline.sources import is_parquet, value_type
 from pipeline.storage import Storage
@@ -24,7 +25,7 @@ def _types(folder: Storage, path: str, version: str, names: Sequence[str]) -> di
     partitions = partitions_of(path)
     if not is_parquet(path) or partitions.keys() >= set(names):
         return dict.fromkeys(names, pa.string())
-    with folder.open(path, version) as handle:
+    with open_planned(folder, path, version) as handle:
         schema = pq.read_schema(handle)
     return {n: pa.string() if n in partitions else value_type(schema.field(n).type) for n in names}
 

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from pipeline.errors import AlreadyExistsError, StorageError
+from pipeline.refusals import printable
 from pipeline.storage import Storage, join
 
 Document = dict[str, Any]
@@ -26,9 +27,11 @@ def read_document(storage: Storage, path: str) -> Document:
     try:
         document = json.loads(storage.read(path))
     except ValueError as error:
-        raise StorageError(f"{join(storage.url, path)} is not valid JSON ({error}); restore or delete it") from error
+        raise StorageError(
+            f"{printable(join(storage.url, path))} is not valid JSON ({error}); restore or delete it"
+        ) from error
     if not isinstance(document, dict):
-        raise StorageError(f"{join(storage.url, path)} holds no JSON object; restore or delete it")
+        raise StorageError(f"{printable(join(storage.url, path))} holds no JSON object; restore or delete it")
     return document
 
 

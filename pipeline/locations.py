@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from pipeline.errors import AccessDeniedError, ImageError, NotFoundError, StorageError
+from pipeline.refusals import printable
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.storage import absolute_url, join, open_storage, scheme_of
 
@@ -23,7 +24,7 @@ def resolve(uri: str, base: str, allowed: tuple[str, ...]) -> tuple[str, str]:
     try:
         location = _normal(located)
     except (OSError, RuntimeError, ValueError) as error:  # a cycle of links, a zero byte
-        raise ImageError("read", "unreadable", f"{uri!r} is no usable location: {error}") from error
+        raise ImageError("read", "unreadable", f"{printable(uri)!r} is no usable location: {error}") from error
     prefixes = (prefix if prefix.endswith("/") else f"{prefix}/" for prefix in map(_normal, allowed))
     holding = max((prefix for prefix in prefixes if location.startswith(prefix)), key=len, default="")
     if holding:
@@ -31,7 +32,7 @@ def resolve(uri: str, base: str, allowed: tuple[str, ...]) -> tuple[str, str]:
     raise ImageError(
         "read",
         "forbidden_location",
-        f"{uri} lies outside the allowed prefixes ({', '.join(allowed)}); "
+        f"{printable(uri)} lies outside the allowed prefixes ({', '.join(allowed)}); "
         "add its folder to input.allowed_prefixes if it is yours",
     )
 
@@ -62,7 +63,7 @@ def fetch(uri: str, base: str, settings: InputSettings, storage: StorageSettings
     try:
         return open_storage(prefix, storage).read(path)
     except NotFoundError as error:
-        raise ImageError("read", "not_found", f"{location} does not exist") from error
+        raise ImageError("read", "not_found", printable(f"{location} does not exist")) from error
     except AccessDeniedError as error:
         raise ImageError("read", DENIED, str(error)) from error
     except StorageError as error:

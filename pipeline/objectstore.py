@@ -5,8 +5,10 @@ listing are asked again by obstore, which knows the page's token; what it leaves
 """
 
 import io
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import lru_cache
 from typing import Any, BinaryIO, TypeVar, cast
@@ -16,8 +18,9 @@ import obstore
 from obstore import exceptions as failures
 from obstore.store import MemoryStore, from_url
 
-from pipeline.answers import RefusedForNowError, exhausted, first_line, translated
+from pipeline.answers import RefusedForNowError, UnspellableKeyError, exhausted, first_line, translated
 from pipeline.errors import AlreadyExistsError, ConfigError, NotFoundError, TransientError
+from pipeline.oddkeys import names_in
 from pipeline.refusals import changed, printable, vanished
 from pipeline.retrying import FIRST_PAUSE_S, LONGEST_PAUSE_S, Trial, retried
 from pipeline.settings import StorageSettings
@@ -62,6 +65,46 @@ class ObjectStorage:
                 if exhausted(error) or not by_name:  # without an order nobody knows what is still to come
                     raise
                 trial.failed(error)
+            except UnspellableKeyError as error:
+                yield from self._list_around(prefix, last, error)
+                return
+
+    def _list_around(self, prefix: str, after: str, error: UnspellableKeyError) -> Iterator[Entry]:
+        """List what comes after the name `after`, folder by folder, so that a key nobody can read hides nothing else."""
+        folders: Sequence[str]
+        entries: Sequence[Entry]
+        try:
+            found = self._ask(prefix, lambda: obstore.list_with_delimiter(self._store, prefix or None))
+            folders, entries = found["common_prefixes"], [self._entry(meta) for meta in found["objects"]]
+        except UnspellableKeyError:  # this folder itself has such a key
+            if scheme_of(self.url) not in ("s3", "s3a") or self._settings.profile or self._settings.requester_pays:
+                raise error from None
+            logging.getLogger("nightshift").warning(
+                f"{error}; it is left out, other objects there are listed one by one"
+            )
+            folders, entries = self._one_by_one(join(self.url, prefix), prefix)
+        for entry in entries:
+            if entry.path > after and not entry.path.rsplit("/", 1)[-1].startswith("."):
+                yield entry
+        for folder in folders:
+            if f"{folder}0" > after:  # 0 follows the slash: not everything in the folder stands before
+                yield from (entry for entry in self.list(folder) if entry.path > after)
+
+    def _one_by_one(self, location: str, prefix: str) -> tuple[Sequence[str], Sequence[Entry]]:
+        """Return the folders and objects directly in a folder whose listing obstore cannot read."""
+        try:
+            folders, names = names_in(location, self._settings)
+        except OSError as error:
+            raise TransientError(f"{printable(location)}: {first_line(error)}") from error
+        with ThreadPoolExecutor(16) as pool:
+            entries = pool.map(self._stat_if_there, [f"{prefix}/{name}".lstrip("/") for name in names])
+            return [f"{prefix}/{name}".lstrip("/") for name in folders], [entry for entry in entries if entry]
+
+    def _stat_if_there(self, path: str) -> Entry | None:
+        try:
+            return self.stat(path)
+        except (NotFoundError, UnspellableKeyError):
+            return None
 
     def _pages(self, prefix: str, after: str) -> Iterator[Sequence[Any]]:
         """Yield what is listed after the name `after`, some entries at a time."""
@@ -253,7 +296,8 @@ def _s3_options(settings: StorageSettings) -> dict[str, Any]:
 
 def _other_options(scheme: str, settings: StorageSettings) -> dict[str, Any]:
     """Translate what other stores have in common with S3; the rest of their settings comes from their environment."""
-    azure = scheme in ("az", "abfs", "abfss")
-    config = {"endpoint": settings.endpoint if azure else None, "skip_signature": settings.anonymous or None}
-    known = {key: value for key, value in config.items() if value is not None and (azure or scheme == "gs")}
-    return {"config": known} if known else {}
+    endpoint = {"gs": "base_url", "az": "endpoint", "abfs": "endpoint", "abfss": "endpoint"}.get(scheme)
+    if not endpoint:  # plain HTTP has none of this
+        return {}
+    config = {endpoint: settings.endpoint, "skip_signature": settings.anonymous or None}
+    return {"config": {key: value for key, value in config.items() if value is not None}}

@@ -22,6 +22,7 @@ from pipeline.columns import common_fields
 from pipeline.errors import ImageError, StorageError
 from pipeline.locations import DENIED, fetch
 from pipeline.partitions import partitions_of
+from pipeline.planned import open_planned
 from pipeline.predicates import matching
 from pipeline.rowgroups import Group, GroupReader
 from pipeline.settings import InputSettings, StorageSettings
@@ -77,7 +78,7 @@ class ShardReader:
         self._settings, self._storage, self._passed, self._buffer_bytes = settings, storage, columns, buffer_bytes
         self._folder, _ = open_source(settings, storage)
         self._last_csv: tuple[tuple[str, str], pa.Table] | None = None
-        self._matched: dict[str, int] = {}
+        self._matched: dict[str, int] = {}  # by segment: several shards may be read at a time
 
     def id_type(self, shard: Shard) -> pa.DataType:
         """Return the Arrow type that holds the image ids of all live files; StorageError when no type does."""
@@ -106,7 +107,6 @@ class ShardReader:
         TransientError
             When the storage could not answer.
         """
-        self._matched = {}
         pending: list[Row] = []
         num_bytes = 0
         for row in (row for rows in self._read_segments(shard.live, batch_size) for row in rows):
@@ -128,7 +128,7 @@ class ShardReader:
             elif not self._settings.split_column:
                 found.add(None)
             else:
-                with self._folder.open(segment.path, segment.version) as handle:
+                with open_planned(self._folder, segment.path, segment.version) as handle:
                     found |= {_split(value) for value in self._column(handle, segment, self._settings.split_column)}
         return found
 
@@ -198,7 +198,7 @@ class ShardReader:
         return last[1].slice(segment.first_row, segment.num_rows)
 
     def _read_parquet(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
-        with self._folder.open(segment.path, segment.version) as handle:
+        with open_planned(self._folder, segment.path, segment.version) as handle:
             file = self._open(handle, segment)
             groups, masks = self._taken(file, segment)
             self._matched[segment.key] = sum(int(mask.sum()) for mask in masks)

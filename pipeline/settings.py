@@ -17,7 +17,7 @@ class Section(BaseModel):
 class StorageSettings(Section):
     """How object stores are reached. Credentials come from the environment or the platform only."""
 
-    endpoint: str | None = Field(None, description="S3-compatible endpoint, such as http://127.0.0.1:9000")
+    endpoint: str | None = Field(None, description="of an S3-compatible store, such as http://127.0.0.1:9000, or Azure")
     region: str | None = None
     profile: str | None = Field(None, description="AWS profile name (needs boto3 installed)")
     anonymous: bool = Field(False, description="do not sign requests: public buckets")

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import AlreadyExistsError, StorageError
+from pipeline.refusals import printable
 from pipeline.storage import Storage, join
 
 
@@ -54,7 +55,7 @@ def read_table(storage: Storage, path: str, columns: Sequence[str] | None = None
     try:
         return pq.read_table(io.BytesIO(data), columns=list(columns) if columns is not None else None)
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
-        raise StorageError(f"{join(storage.url, path)} is not a readable Parquet file: {error}") from error
+        raise StorageError(f"{printable(join(storage.url, path))} is not a readable Parquet file: {error}") from error
 
 
 def read_schema(storage: Storage, path: str) -> pa.Schema:
@@ -63,7 +64,7 @@ def read_schema(storage: Storage, path: str) -> pa.Schema:
         with storage.open(path) as file:
             return pq.read_schema(file)
     except (pa.ArrowInvalid, pa.ArrowIOError) as error:
-        raise StorageError(f"{join(storage.url, path)} is not a readable Parquet file: {error}") from error
+        raise StorageError(f"{printable(join(storage.url, path))} is not a readable Parquet file: {error}") from error
 
 
 def _encoded(table: pa.Table) -> bytes:

@@ -1,12 +1,21 @@
 """What tests share: real small files, an S3 server on loopback, one standing Ray session. Missing means skip, or fail in CI."""
 
+import base64
+import email.utils
+import hmac
 import io
 import json
 import os
+import shutil
+import socket
+import subprocess
 import threading
+import time
+import urllib.request
+import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -103,15 +112,59 @@ def s3_server() -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, StorageSettings]:
     """A fresh bucket: its URL and the storage section that reaches it."""
-    import uuid
-
     import boto3
 
     for key, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}.items():
         monkeypatch.setenv(key, value)
-    bucket = f"nightshift-{uuid.uuid4().hex[:8]}"
+    bucket = f"nightshift{uuid.uuid4().hex[:8]}"  # no hyphen: GCS clients encode it, and moto does not decode it
     boto3.client("s3", endpoint_url=s3_server, region_name="us-east-1").create_bucket(Bucket=bucket)
     return f"s3://{bucket}", StorageSettings(endpoint=s3_server, region="us-east-1", timeout_s=10, max_retries=1)
+
+
+AZURE_ACCOUNT = "devstoreaccount1"  # Azurite's own, as its documentation prints it
+AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
+@pytest.fixture(scope="session")
+def azure_server() -> Iterator[str]:
+    """Endpoint of Azurite, which speaks Azure's blob protocol, on loopback; `make servers` installs it."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nightshift"
+    program = next(iter(sorted(cache.glob("azurite-*/node_modules/.bin/azurite-blob"))), None)
+    if program is None or not shutil.which("node"):
+        lacking("Azurite (make servers)")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    options = ("--inMemoryPersistence", "--silent", "--skipApiVersionCheck", "--disableTelemetry")
+    server = subprocess.Popen([program, "--blobPort", str(port), *options], stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while server.poll() is None and time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@pytest.fixture
+def azure(azure_server: str, monkeypatch: pytest.MonkeyPatch) -> tuple[str, StorageSettings]:
+    """A fresh container: its URL and the storage section that reaches it."""
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", AZURE_ACCOUNT)
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", AZURE_KEY)
+    container = f"nightshift-{uuid.uuid4().hex[:8]}"
+    stamp, version = email.utils.formatdate(usegmt=True), "2021-08-06"
+    asked = (
+        f"x-ms-date:{stamp}\nx-ms-version:{version}\n/{AZURE_ACCOUNT}/{AZURE_ACCOUNT}/{container}\nrestype:container"
+    )
+    words = "PUT" + "\n" * 12 + asked
+    signature = base64.b64encode(hmac.digest(base64.b64decode(AZURE_KEY), words.encode(), "sha256")).decode()
+    headers = {"x-ms-date": stamp, "x-ms-version": version, "authorization": f"SharedKey {AZURE_ACCOUNT}:{signature}"}
+    url = f"{azure_server}/{container}?restype=container"
+    urllib.request.urlopen(urllib.request.Request(url, method="PUT", headers=headers)).close()
+    return f"az://{container}", StorageSettings(endpoint=azure_server, timeout_s=10, max_retries=1)
 
 
 @pytest.fixture(scope="session")

@@ -136,14 +136,24 @@ def test_dot_names_are_hidden(bucket):
     assert [entry.path for entry in bucket.list()] == ["a/b"]
 
 
-def test_keys_that_cannot_be_spelled_are_storage_errors(bucket, client):
-    made, name = client
+def test_keys_that_cannot_be_spelled_are_storage_errors(bucket):
     for action in (bucket.read, bucket.stat, lambda path: bucket.write(path, b"1")):
         with pytest.raises(StorageError, match="empty path segment"):
             action("a//b")
-    made.put_object(Bucket=name, Key="some/prefix/a//b", Body=b"1")
-    with pytest.raises(StorageError, match="a//b"):
-        list(bucket.list())
+
+
+@pytest.mark.parametrize("pages", ["1000", "2"])
+def test_keys_that_cannot_be_spelled_hide_no_others(bucket, client, monkeypatch, caplog, pages):
+    monkeypatch.setenv("MOTO_S3_DEFAULT_MAX_KEYS", pages)
+    made, name = client
+    good = ["(1).jpg", "a/(1).jpg", "a/0", "a/x.jpg", "a/x/y.jpg", "a-b.jpg", "b/c/d.jpg", "top.jpg", "ü/z.jpg"]
+    for key in [*good, "a//b", "a//c//d", "/z", "b/c/\x01.jpg", "a/.hidden"]:
+        made.put_object(Bucket=name, Key=f"some/prefix/{key}", Body=key.encode())
+    entries = list(bucket.list())
+    assert sorted(entry.path for entry in entries) == sorted(good)
+    assert [bucket.read(entry.path, entry.version) for entry in entries] == [e.path.encode() for e in entries]
+    assert sorted(entry.path for entry in bucket.list("a")) == ["a/(1).jpg", "a/0", "a/x.jpg", "a/x/y.jpg"]
+    assert any("it is left out" in message for message in caplog.messages)
 
 
 def test_create_has_exactly_one_winner_of_eight(bucket, run_together):

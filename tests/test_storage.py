@@ -2,6 +2,7 @@ import errno
 import os
 import pickle
 import random
+from pathlib import Path
 
 import pytest
 
@@ -146,6 +147,95 @@ def test_another_version_is_refused_in_read_and_open(folder):
     for read in (folder.read, folder.open):
         with pytest.raises(SourceChangedError, match=r"/x changed since it was planned.*takes the new version"):
             read("x", version)
+
+
+def test_a_planned_file_that_is_gone_has_changed(folder, tmp_path):
+    folder.write("x", b"one")
+    version = folder.stat("x").version
+    (tmp_path / "x").unlink()
+    for read in (folder.read, folder.open):
+        with pytest.raises(SourceChangedError, match=r"/x vanished since it was planned"):
+            read("x", version)
+
+
+def overwrite(path, data: bytes) -> None:
+    """Write into the file itself, as editors and cameras do; `write` renames a new one into its place."""
+    with path.open("r+b") as file:
+        file.write(data)
+
+
+CHANGES = {
+    "rewritten in place": lambda path: overwrite(path, b"1" * 300_000),
+    "rewritten in part": lambda path: overwrite(path, b"1"),
+    "cut off": lambda path: os.truncate(path, 150_000),
+    "appended to": lambda path: overwrite(path, b"1" * 300_001),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("rest", [-1, 100, 200_000])
+def test_a_file_that_changes_while_it_is_read_is_an_error_never_a_mix(folder, tmp_path, change, rest):
+    folder.write("x", b"0" * 300_000)
+    os.utime(tmp_path / "x", ns=(1, 1))
+    with folder.open("x", folder.stat("x").version) as file:
+        assert file.read(10) == b"0" * 10
+        CHANGES[change](tmp_path / "x")
+        file.seek(100_000)
+        with pytest.raises(SourceChangedError, match=r"/x changed since it was planned"):
+            file.read(rest)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_stays_what_it_was(folder):
+    folder.write("x", b"0" * 300_000)
+    with folder.open("x", folder.stat("x").version) as file:
+        assert file.read(10) == b"0" * 10
+        folder.write("x", b"1" * 300_000)
+        assert set(file.read()) == set(b"0")
+
+
+def test_a_moment_of_failure_is_waited_for(folder, monkeypatch):
+    """What network file systems do for a moment: every call fails twice, then answers."""
+    monkeypatch.setattr("pipeline.retrying.FIRST_PAUSE_S", 0.001)
+    folder.write("a/x", b"one")
+    failed = []
+
+    def stumbling(name):
+        real, left = getattr(os, name), [errno.ESTALE, errno.EIO]
+
+        def call(*arguments, **options):
+            if left:
+                failed.append(name)
+                raise OSError(left.pop(), "passing")
+            return real(*arguments, **options)
+
+        monkeypatch.setattr(storage.os, name, call)
+
+    stumbling("open")
+    assert folder.read("a/x") == b"one"
+    stumbling("scandir")
+    assert paths(folder) == ["a/x"]
+    stumbling("fsync")
+    folder.write("y", b"two")
+    stumbling("fsync")
+    folder.create("z", b"three")
+    assert failed == ["open"] * 2 + ["scandir"] * 2 + ["fsync"] * 4
+    assert [folder.read(name) for name in ("y", "z")] == [b"two", b"three"]
+    assert sorted(path.name for path in Path(folder.url).iterdir()) == ["a", "y", "z"]
+
+
+def test_a_link_whose_answer_was_lost_is_ours(folder, monkeypatch):
+    """NFS: the server made the link, its answer was lost, and the client's second request finds the name taken."""
+    link = Path.hardlink_to
+
+    def twice(target, source):
+        link(target, source)
+        link(target, source)
+
+    monkeypatch.setattr(Path, "hardlink_to", twice)
+    folder.create("1.json", b"mine")
+    assert folder.read("1.json") == b"mine"
+    with pytest.raises(AlreadyExistsError):
+        folder.create("1.json", b"mine")
 
 
 def test_identity_is_path_size_and_version():
