@@ -98,6 +98,8 @@ def test_everything_that_decides_a_label_is_in_the_generation():
         generation("photos", "flowers", "v1", InputSettings(url="x", image_column="back"), label),
         generation("photos", "flowers", "v1", InputSettings(url="x", uri_column="front"), label),
         generation("photos", "flowers", "v1", source, LabelSettings(top_k=1)),
+        generation("photos", "flowers", "v1", source, LabelSettings(exact=True)),
+        generation("photos", "flowers", "v1", source, LabelSettings(precision="fp32")),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
 
@@ -106,6 +108,6 @@ def test_how_the_work_is_done_is_not_in_the_generation():
     base = generation("photos", "flowers", "v1", InputSettings(url="x"), LabelSettings())
     same = generation(
         "photos", "flowers", "v1", InputSettings(url="elsewhere", shard_images=7, label_column="label"),
-        LabelSettings(batch_size=1, max_workers=4, attempts=9, max_bad_fraction=1),
+        LabelSettings(batch_size=1, max_workers=4, attempts=9, max_bad_fraction=1, engine="openvino", min_agreement=0),
     )  # fmt: skip
     assert same == base
