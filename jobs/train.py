@@ -241,7 +241,10 @@ def _keep_photos(run: Run, plan: Plan, examples: Examples, version: str) -> None
     rows = (
         row for shard, hashes in wanted for part in reader.read(shard) for row in part if row.content_hash in hashes
     )
-    keep_photos(run.store, config.model.name, version, (row.data for row in rows if row.data is not None))
+    try:
+        keep_photos(run.store, config.model.name, version, (row.data for row in rows if row.data is not None))
+    except NightshiftError as error:  # the model is sealed: labelling takes photos of its first shard instead
+        say(f"warning: no photos are kept beside the model: {error}")
 
 
 def _say_how_it_went(run: Run, key: str, num_train: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipeline.logits import Logits
+from pipeline.logits import Logits, memory_errors
 from pipeline.processors import cpu_info, cpu_name
 from pipeline.transforms import Pixels, Transforms
 
@@ -23,7 +23,7 @@ class TorchEngine:
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Return the network's output, float32 [B, K], of uint8 [B, H, W, C]."""
-        with self._turn, torch.inference_mode():
+        with self._turn, memory_errors(), torch.inference_mode():
             images = normalize(torch.from_numpy(pixels).to(self.device), self._transforms)
             output: Logits = self._net(images.contiguous()).float().cpu().numpy()
         return output

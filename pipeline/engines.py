@@ -110,8 +110,10 @@ def candidates(settings: LabelSettings, node: Node) -> Iterator[list[Candidate]]
     if node.gpu:
         if settings.engine == "openvino":
             raise ModelError("label.engine: openvino is for CPUs, and this node has a GPU; use torch, or auto")
-        for precision in ("bf16", "fp16") if asked == "auto" else (asked,):
-            yield [Candidate("torch", precision), Candidate("torch", precision, "cuda graph")]
+        halves = (
+            ("bf16", "fp16") if asked == "auto" else (asked,)
+        )  # older GPUs only emulate bf16: measured, not assumed
+        yield [Candidate("torch", half, variant) for half in halves for variant in ("", "cuda graph")]
         return
     if asked == "fp16" or (asked == "bf16" and not has_bf16(node.flags)):
         lacks = "a GPU" if asked == "fp16" else "AVX512-BF16 or AMX-BF16"

@@ -1,4 +1,8 @@
-"""Evaluating one shard: the labelling path on the rows of some splits, counted instead of written."""
+"""Evaluating one shard: the labelling path on the rows of some splits, counted instead of written.
+
+It judges the model, so it always takes the reference: Pillow, torch, fp32. How far a fast path is from it, the agreement
+gate measures.
+"""
 
 from collections.abc import Iterator
 

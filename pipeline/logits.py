@@ -1,5 +1,8 @@
 """What every engine takes and gives, and what its numbers mean."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,6 +11,7 @@ import numpy.typing as npt
 from pipeline.transforms import Pixels
 
 Logits = npt.NDArray[np.float32]
+OUT_OF_MEMORY = re.compile(r"bad.alloc|allocate memory", re.IGNORECASE)
 
 
 class Engine(Protocol):
@@ -31,3 +35,14 @@ def log_softmax(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.floa
     scaled = logits.astype(np.float64) / temperature
     shifted = scaled - scaled.max(axis=1, keepdims=True)
     return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Raise what torch's and OpenVINO's CPU allocators call RuntimeError as MemoryError: a smaller batch may pass."""
+    try:
+        yield
+    except RuntimeError as error:
+        if type(error) is RuntimeError and OUT_OF_MEMORY.search(str(error)):
+            raise MemoryError(str(error)[:300]) from error
+        raise

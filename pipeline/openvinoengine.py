@@ -18,7 +18,7 @@ from openvino.preprocess import PrePostProcessor
 
 from pipeline.documents import digest
 from pipeline.errors import ModelError
-from pipeline.logits import Logits
+from pipeline.logits import Logits, memory_errors
 from pipeline.processors import cpu_info, cpu_name
 from pipeline.transforms import Pixels, Transforms
 
@@ -54,7 +54,7 @@ class OpenVINOEngine:
 
     def __call__(self, pixels: Pixels) -> Logits:
         """See Engine."""
-        with self._turn:
+        with self._turn, memory_errors():
             parts = [self._infer(pixels[start : start + self._chunk]) for start in range(0, len(pixels), self._chunk)]
         return np.concatenate(parts)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.fx.experimental.optimization import fuse
 
 from pipeline.engine import device_name, normalize
-from pipeline.logits import Logits
+from pipeline.logits import Logits, memory_errors
 from pipeline.transforms import Pixels, Transforms
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,7 +39,7 @@ class FastTorchEngine:
     def __call__(self, pixels: Pixels) -> Logits:
         """See Engine. Of two callers, one uploads while the other computes."""
         images, arrived = self._upload(torch.from_numpy(pixels))
-        with self._turn, torch.inference_mode():
+        with self._turn, memory_errors(), torch.inference_mode():
             if arrived is not None:
                 torch.cuda.current_stream(self.device).wait_event(arrived)
                 images.record_stream(torch.cuda.current_stream(self.device))  # its memory is free when this is done

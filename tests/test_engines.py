@@ -59,7 +59,7 @@ def large(monkeypatch):
         (PLAIN, {}, ["openvino fp32, torch fp32"]),
         (BF16, {"engine": "torch"}, ["torch bf16", "torch fp32"]),
         (BF16, {"engine": "openvino", "precision": "fp32"}, ["openvino fp32"]),
-        (GPU, {}, ["torch bf16, torch bf16 cuda graph", "torch fp16, torch fp16 cuda graph"]),
+        (GPU, {}, ["torch bf16, torch bf16 cuda graph, torch fp16, torch fp16 cuda graph"]),
         (GPU, {"precision": "fp16"}, ["torch fp16, torch fp16 cuda graph"]),
     ],
 )

@@ -119,6 +119,15 @@ def test_the_image_ids_keep_their_type(night, model, nightshift, local_ray):
     assert read_table(night.store, read_view(night.store, "data").files[0]).schema.field("image_id").type == pa.int64()
 
 
+def test_the_engine_is_said_once_and_recorded_for_every_shard(night, model, nightshift, local_ray):
+    night.write("a.parquet", range(20))
+    config = night.config(input={"shard_images": 5})
+    ended = nightshift(config, "label")
+    assert ended.said.count("engine: torch fp32 reference, fast decoding") == 1
+    entries = ledger_of(night, config, model)[1].values()
+    assert [entry.used["agreement"]["top1"] for entry in entries] == [1.0, 1.0]
+
+
 # What the second night meets.
 
 

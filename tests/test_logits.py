@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.logits import log_softmax
+from pipeline.logits import log_softmax, memory_errors
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,18 @@ def test_log_softmax_equals_torch():
     logits = np.random.default_rng(1).normal(0, 8, (50, 7)).astype(np.float32)
     expected = torch.log_softmax(torch.from_numpy(logits).double() / 1.7, 1).numpy()
     assert np.allclose(log_softmax(logits, 1.7), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError),
+        (RuntimeError("Exception from src/inference: std::bad_alloc"), MemoryError),
+        (RuntimeError("shapes do not fit"), RuntimeError),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate memory"), torch.OutOfMemoryError),
+    ],
+)
+def test_memory_that_runs_out_is_told_from_other_errors(error, raised):
+    with pytest.raises(raised) as caught, memory_errors():
+        raise error
+    assert type(caught.value) is raised

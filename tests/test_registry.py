@@ -104,6 +104,8 @@ def test_everything_that_decides_a_label_is_in_the_generation():
         generation("photos", "flowers", "v1", InputSettings(url="x", filter=[("price", ">", "3")]), label),
         generation("photos", "flowers", "v1", source, LabelSettings(columns=["price"])),
         generation("photos", "flowers", "v1", source, LabelSettings(columns=["price", "shop"])),
+        generation("photos", "flowers", "v1", source, LabelSettings(exact=True)),
+        generation("photos", "flowers", "v1", source, LabelSettings(precision="fp32")),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
 
@@ -112,7 +114,7 @@ def test_how_the_work_is_done_is_not_in_the_generation():
     base = generation("photos", "flowers", "v1", InputSettings(url="x"), LabelSettings())
     same = generation(
         "photos", "flowers", "v1", InputSettings(url="elsewhere", shard_images=7, label_column="label"),
-        LabelSettings(batch_size=1, max_workers=4, attempts=9, max_bad_fraction=1),
+        LabelSettings(batch_size=1, max_workers=4, attempts=9, max_bad_fraction=1, engine="openvino", min_agreement=0),
     )  # fmt: skip
     assert same == base
 

@@ -27,6 +27,8 @@ from pipeline.settings import (
         (InputSettings, {"url": "x", "name": "a/b"}, "name of one folder"),
         (InputSettings, {"url": "x", "name": ".."}, "name of one folder"),
         (InputSettings, {"url": "x", "name": " "}, "name of one folder"),
+        (LabelSettings, {"exact": True, "engine": "openvino"}, "exact means torch and fp32"),
+        (LabelSettings, {"exact": True, "precision": "bf16"}, "exact means torch and fp32"),
         (SplitSettings, {"val": 0.5, "test": 0.5}, "leave something to train on"),
         (SplitSettings, {"val": -0.1}, "greater than or equal to 0"),
         (SplitSettings, {"val": float("nan")}, "finite"),

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from jobs.config import Config
 from pipeline import zoo
+from pipeline.calibration import calibration_photos
 from pipeline.errors import TransientError
 from pipeline.fitting import fit
 from pipeline.registry import production, promote_first, versions
@@ -144,6 +145,21 @@ def test_the_first_training_makes_examples_a_bundle_and_production(nightshift, c
     assert f"5 epochs of {NUM_TRAIN} images on 1 worker(s): training" in ended.said
     assert f"{'train':<9} {NUM_TRAIN * 5} images in" in ended.said
     assert "warning" not in ended.said
+
+
+def test_validation_photos_lie_beside_the_bundle(nightshift, config, store, pictures):
+    version = nightshift(config(), "train").record["model"].partition("@")[2]
+    photos = calibration_photos(store, "tiny", version, lambda: pytest.fail("training kept some"))
+    assert sorted(photos) == sorted(path.read_bytes() for path in pictures.glob("val/*/*"))
+
+
+def test_photos_that_cannot_be_kept_do_not_fail_the_training(nightshift, config, store, monkeypatch):
+    def refuses(*_):
+        raise TransientError("503")
+
+    monkeypatch.setattr("pipeline.calibration.keep_photos", refuses)
+    ended = nightshift(config(), "train")
+    assert (ended.code, "warning: no photos are kept beside the model: 503" in ended.said) == (0, True)
 
 
 def test_a_finished_training_says_so_and_trains_nothing(nightshift, config, trainer, local_ray):
