@@ -18,6 +18,9 @@ from pipeline.transforms import FILTERS, Pixels, Transforms, Window
 
 # The factors for which libjpeg-turbo has vector code; others are slower than decoding in full.
 FACTORS = (8, 4, 2)
+# What is left must be so much longer than the resized side. Measured on 60 photos of 600 to 1600 pixels, mobilenet_v2, per
+# headroom: share of the reference's top-1 labels, images/s: 1: 0.917, 264; 1.5: 0.983, 237; 2: 1.000, 200; 3: 1.000, 162.
+HEADROOM = 2
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def is_fast(image: Image.Image, transforms: Transforms) -> bool:
 
 
 def factor_of(width: int, height: int, resize_px: int) -> int:
-    """Return by what the decoder may divide both sides: the short one stays at least as long as the resized one."""
-    return next((factor for factor in FACTORS if min(width, height) // factor >= resize_px), 1)
+    """Return by what the decoder may divide both sides: enough is left for the antialiased resize to decide the pixels."""
+    return next((factor for factor in FACTORS if min(width, height) // factor >= HEADROOM * resize_px), 1)
 
 
 def fast_bytes(image: Image.Image, transforms: Transforms) -> int:

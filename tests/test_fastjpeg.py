@@ -119,13 +119,13 @@ def test_grey_files_and_grey_models_agree_with_the_reference(resize):
 @pytest.mark.parametrize(
     ("size", "resize_px", "factor"),
     [
-        ((511, 2000), 256, 1),
-        ((512, 512), 256, 2),
-        ((2000, 1023), 256, 2),
-        ((1024, 1025), 256, 4),
-        ((6000, 4000), 256, 8),
+        ((1023, 4000), 256, 1),
+        ((1024, 1024), 256, 2),
+        ((4000, 2047), 256, 2),
+        ((2048, 2049), 256, 4),
+        ((6000, 4100), 256, 8),
         ((60_000, 1), 256, 1),
-        ((464, 464), 232, 2),
+        ((928, 928), 232, 2),
     ],
 )
 def test_the_decoder_divides_only_as_far_as_the_short_side_allows(size, resize_px, factor):
@@ -135,11 +135,11 @@ def test_the_decoder_divides_only_as_far_as_the_short_side_allows(size, resize_p
 @pytest.mark.parametrize(
     ("size", "decoded"),
     [
-        ((63, 99), (63, 99)),
-        ((66, 132), (33, 66)),
-        ((65, 131), (33, 66)),
-        ((257, 300), (33, 38)),
-        ((256, 512), (32, 64)),
+        ((127, 199), (127, 199)),
+        ((130, 264), (65, 132)),
+        ((129, 263), (65, 132)),
+        ((513, 601), (65, 76)),
+        ((512, 1024), (64, 128)),
     ],
 )
 @pytest.mark.parametrize("orientation", [1, 6])
@@ -280,9 +280,9 @@ def test_exact_never_asks_the_fast_decoder(monkeypatch):
 def test_what_decoding_takes_is_told_from_the_header():
     transforms = Transforms(32, 28)
     for data, expected in (
-        (jpeg(photo(64, 64)), 64 * 64 * 8 / 4),
-        (jpeg(photo(63, 64)), 63 * 64 * 8),
-        (jpeg(photo(64, 64), progressive=True), 64 * 64 * (8 / 4 + 6)),
+        (jpeg(photo(128, 128)), 128 * 128 * 8 / 4),
+        (jpeg(photo(127, 128)), 127 * 128 * 8),
+        (jpeg(photo(128, 128), progressive=True), 128 * 128 * (8 / 4 + 6)),
     ):
         with opened(data, LIMIT) as image:
             assert fast_bytes(image, transforms) == expected
