@@ -1,7 +1,6 @@
 """Planning on the cluster: the driver lists, tasks read the footers of files that no plan has seen, the driver packs shards."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
 from posixpath import normpath
@@ -124,11 +123,11 @@ def _update(
     if failed and not new and not kept:
         raise InputError(f"none of the {len(failed)} files can be read; the first: {failed[0]['error']}")
     n = previous.n + 1 if previous else 1
+    if previous and (previous.shards, previous.failed_files) == (tuple(kept + new), tuple(failed)):
+        return previous, False
     what = changes(previous.shards if previous else (), kept + new, {file["path"] for file in failed})
     details = {"format": listing.format, "files": len(listing.files), "url": settings.url, "changes": asdict(what)}
     result = Plan(dataset, n, tuple(kept + new), tuple(failed), listing.ignored, details)
-    if previous and (previous.shards, previous.failed_files) == (result.shards, result.failed_files):
-        return previous, False
     save(store, result, now)
     return result, True
 
@@ -168,12 +167,10 @@ def _check_known(
 
 def _unplanned(listing: Listing, kept: Sequence[Shard]) -> list[Entry]:
     """Return the files that have rows without a shard: new ones, and those that an unfinished plan got halfway through."""
-    rows: Counter[tuple[str, int, str]] = Counter()
-    total: dict[tuple[str, int, str], int] = {}
+    left: dict[tuple[str, int, str], int] = {}
     for segment in (segment for shard in kept for segment in shard.live):
-        rows[segment.file] += segment.num_rows
-        total[segment.file] = segment.file_rows
-    return [f for f in listing.files if rows[f.identity] < total.get(f.identity, 1)]
+        left[segment.file] = left.get(segment.file, segment.file_rows) - segment.num_rows
+    return [file for file in listing.files if left.get(file.identity, 1) > 0]
 
 
 def _scan(
@@ -185,24 +182,22 @@ def _scan(
     columns: Sequence[str],
 ) -> tuple[list[Segment], list[dict[str, str]]]:
     """Return the segments of files in listing order, and the files that cannot be read, with the reason."""
-    found: dict[str, list[Segment]] = {}
+    found: dict[str, list[Segment]] = {}  # by the first file of a chunk
     failed: dict[str, str] = {}
+    chunks = _chunks(files)
     scan = partial(scan_files, kind=listing.format, settings=settings, storage=storage, columns=columns)
     if listing.format == "images" or not files:
-        results = _local(scan, files)
+        results = _local(scan, chunks)
     else:
-        results = dispatch(TaskPool(scan), _chunks(files), ATTEMPTS)
+        results = dispatch(TaskPool(scan), chunks, ATTEMPTS)
     for chunk, result in results:
         advanced(len(chunk))
         if isinstance(result, Failure):
             failed |= {file.path: result.error for file in chunk}
             continue
-        for file, outcome in result:
-            if isinstance(outcome, str):
-                failed[file.path] = outcome
-            else:
-                found[file.path] = outcome
-    ordered = [segment for file in files for segment in found.get(file.path, [])]
+        failed |= {file.path: outcome for file, outcome in result if isinstance(outcome, str)}
+        found[chunk[0].path] = [segment for _, outcome in result if not isinstance(outcome, str) for segment in outcome]
+    ordered = [segment for chunk in chunks for segment in found.get(chunk[0].path, ())]
     return ordered, [{"path": path, "error": failed[path]} for path in sorted(failed)]
 
 
@@ -221,10 +216,10 @@ def scan_files(
 
 
 def _local(
-    scan: Callable[[Sequence[Entry]], Scanned], files: Sequence[Entry]
+    scan: Callable[[Sequence[Entry]], Scanned], chunks: Iterable[Sequence[Entry]]
 ) -> Iterator[tuple[Sequence[Entry], Scanned | Failure]]:
     """Scan here: loose images have no footers, so their listing is their plan; and nothing needs no session."""
-    for chunk in _chunks(files):
+    for chunk in chunks:
         try:
             yield chunk, scan(chunk)
         except NightshiftError as error:

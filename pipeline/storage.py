@@ -27,7 +27,7 @@ _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*")
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # an input may have millions
 class Entry:
     """One stored object: path relative to its storage, and what identifies its present content.
 
