@@ -1,11 +1,16 @@
-"""Planning on the cluster: the driver lists, tasks read the footers of files that no plan has seen, the driver packs shards."""
+"""Planning on the cluster: the driver lists, tasks read the footers of files that no plan has seen, the driver packs shards.
+
+As few files as one task would get are read by the driver itself: a night with little news needs no cluster to find it.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from posixpath import normpath
 
 from cluster.dispatch import Failure, dispatch
+from cluster.retries import STORAGE_PATIENCE_S
 from cluster.workers import TaskPool
 from pipeline.errors import (
     AlreadyExistsError,
@@ -17,6 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.partitions import partition_names
 from pipeline.plans import Plan, changes, read_plan, read_unfinished, write_plan
+from pipeline.retrying import Patience, retried
 from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard, make_shards, unplanned_rows, update_shards
@@ -33,6 +39,8 @@ from pipeline.storage import Entry, Storage
 
 FILES_PER_TASK = 64
 ATTEMPTS = 3
+READS_AT_ONCE = 16
+PATIENCE = Patience(100, STORAGE_PATIENCE_S)  # as long as tasks are tried again
 
 Save = Callable[[Storage, Plan, str], None]
 Scanned = list[tuple[Entry, list[Segment] | str]]
@@ -50,7 +58,7 @@ def plan(
     now : str
         The time that the snapshot records.
     connect : Callable[[], None]
-        Starts or joins the session; called only when there are footers to read.
+        Starts or joins the session; called only when there are more footers to read than the driver does by itself.
     advanced : Callable[[int], None]
         Told how many files were looked at, as it goes.
     columns : Sequence[str]
@@ -115,7 +123,7 @@ def _update(
     history = [*(previous.shards if previous else ()), *read_unfinished(store, dataset)]
     kept = update_shards(history, {file.identity for file in listing.files})
     files = _unplanned(listing, kept)
-    if files and listing.format != "images":
+    if not _read_here(listing, files):
         connect()
     _check_known(kept, settings, storage, columns)
     segments, failed = _scan(files, listing, settings, storage, advanced, columns)
@@ -184,13 +192,10 @@ def _scan(
     """Return the segments of files in listing order, and the files that cannot be read, with the reason."""
     found: dict[str, list[Segment]] = {}  # by the first file of a chunk
     failed: dict[str, str] = {}
-    chunks = _chunks(files)
     scan = partial(scan_files, kind=listing.format, settings=settings, storage=storage, columns=columns)
-    if listing.format == "images" or not files:
-        results = _local(scan, chunks)
-    else:
-        results = dispatch(TaskPool(scan), chunks, ATTEMPTS)
-    for chunk, result in results:
+    here = _read_here(listing, files)
+    chunks = _chunks(files, 1 if here and listing.format != "images" else FILES_PER_TASK)
+    for chunk, result in _here(scan, chunks) if here else dispatch(TaskPool(scan), chunks, ATTEMPTS):
         advanced(len(chunk))
         if isinstance(result, Failure):
             failed |= {file.path: result.error for file in chunk}
@@ -215,16 +220,25 @@ def scan_files(
     return results
 
 
-def _local(
+def _read_here(listing: Listing, files: Sequence[Entry]) -> bool:
+    """Say whether the driver reads the files: loose images have no footers, and a CSV is read whole, which may be a lot."""
+    return listing.format == "images" or not files or (listing.format == "parquet" and len(files) <= FILES_PER_TASK)
+
+
+def _here(
     scan: Callable[[Sequence[Entry]], Scanned], chunks: Iterable[Sequence[Entry]]
 ) -> Iterator[tuple[Sequence[Entry], Scanned | Failure]]:
-    """Scan here: loose images have no footers, so their listing is their plan; and nothing needs no session."""
-    for chunk in chunks:
+    """Scan in this process, some chunks at a time."""
+
+    def attempt(chunk: Sequence[Entry]) -> tuple[Sequence[Entry], Scanned | Failure]:
         try:
-            yield chunk, scan(chunk)
+            return chunk, retried(partial(scan, chunk), PATIENCE)
         except NightshiftError as error:
-            yield chunk, Failure(str(error), 1)
+            return chunk, Failure(str(error), 1)
+
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        yield from pool.map(attempt, chunks)
 
 
-def _chunks(files: Sequence[Entry]) -> list[Sequence[Entry]]:
-    return [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
+def _chunks(files: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
+    return [files[i : i + size] for i in range(0, len(files), size)]
