@@ -1,24 +1,38 @@
-"""Measure planning as the input grows: seconds and the driver's memory, for Parquet files and for loose images.
+"""Measure planning and reading the ledger as the input grows: seconds and memory, for Parquet files and for loose images.
 
     .venv/bin/python benchmarks/scale.py                 # a tenth, then the whole: 1,000,000 images in 10,000 files; 200,000 loose files
     .venv/bin/python benchmarks/scale.py --share 0.01    # a hundredth of it, to try
 
 The images are a few bytes each: planning reads listings and footers, never an image. Each size is planned three times: from
-nothing, again with nothing new, and again after one new file. Nothing is asserted.
+nothing, again with nothing new, and again after one new file; beside it stands how many shards, each one label file, the
+files became. Then a second night reads the ledger of 4,000 shards, by one read each and by their roll-up. Nothing is asserted.
 """
 
 import argparse
 import json
 import sys
 import tempfile
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from processes import timed
 
+from pipeline.layout import Generation
+from pipeline.ledger import LedgerEntry, commit, read_ledger, roll_up
+from pipeline.plans import read_plan
+from pipeline.settings import StorageSettings
+from pipeline.shards import Segment, Shard
+from pipeline.storage import open_storage
+from pipeline.tables import Written
+
 TABLE_FILES, ROWS_PER_FILE, LOOSE_FILES, LOOSE_PER_FOLDER = 10_000, 100, 200_000, 1_000
+COMMITTED_SHARDS, IMAGES_PER_SHARD = 4_000, 256
 
 
 def make_tables(folder: Path, first: int, last: int) -> None:
@@ -48,9 +62,39 @@ def plan(folder: Path, source: Path, what: str) -> None:
     if done.code:
         sys.exit(done.err[-2000:])
     stages = {stage["name"]: stage["seconds"] for stage in json.loads(done.out.splitlines()[-1])["stages"]}
-    print(
-        f"{source.name:<16} {what:<12} {done.seconds:7.1f} s whole process, {stages} s, {done.peaks_mb} MB", flush=True
-    )
+    planned = read_plan(open_storage(str(folder / "store"), StorageSettings()), source.name)
+    assert planned
+    shards = f"{planned.details['files']:,} files are {len(planned.shards):,} shards"
+    took = f"{done.seconds:7.1f} s whole process, {stages} s, {done.peaks_mb} MB"
+    print(f"{source.name:<16} {what:<12} {took}; {shards}", flush=True)
+
+
+def second_night(folder: Path, num_shards: int) -> None:
+    """Commit so many shards, then read their ledger without a roll-up, write one, and read by it."""
+    store, asked = open_storage(str(folder / "ledger-store"), StorageSettings()), Generation("many", "model", "0")
+    segments = (Segment(f"{n:07d}.jpg", 12, "1", 0, 1, 1) for n in range(num_shards * IMAGES_PER_SHARD))
+    shards = [Shard(tuple(next(segments) for _ in range(IMAGES_PER_SHARD))) for _ in range(num_shards)]
+    for shard in shards:
+        labels = Written(asked.labels(shard.id, "one"), IMAGES_PER_SHARD, 10_000, "0" * 64)
+        commit(store, asked, LedgerEntry(shard.id, "one", {s.key: [1, 1, 0] for s in shard.segments}, labels, None))
+    what = f"{num_shards:,} ledger entries of {IMAGES_PER_SHARD} images"
+    entries = measured(f"{what}, read one by one", lambda: read_ledger(store, asked, shards))
+    measured(f"{what}, rolled up", lambda: roll_up(store, asked, entries))
+    measured(f"{what}, read by their roll-up", lambda: read_ledger(store, asked, shards))
+    print(f"{what}: the roll-up has {store.stat(asked.rollup()).size_bytes / 2**20:.1f} MB", flush=True)
+
+
+def measured(what: str, action: Callable[[], Any]) -> Any:
+    """Print what an action takes, and return what it does; its peak of Python objects is that of a second go."""
+    started = perf_counter()
+    result = action()
+    seconds = perf_counter() - started
+    tracemalloc.start()
+    action()
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    print(f"{what}: {seconds:.2f} s, {peak_bytes / 2**20:.0f} MB", flush=True)
+    return result
 
 
 def main() -> None:
@@ -68,6 +112,7 @@ def main() -> None:
                 plan(folder, source, "nothing new")
                 make(source, count, count + 1)
                 plan(folder, source, "one new file")
+            second_night(folder / f"ledger-{share}", max(1, int(COMMITTED_SHARDS * share)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""Planning on the cluster: the driver lists, tasks read the footers of files that no plan has seen, the driver packs shards."""
+"""Planning on the cluster: the driver lists, tasks read the footers of files that no plan has seen, the driver packs shards.
 
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+As few files as one task would get are read by the driver itself: a night with little news needs no cluster to find it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from posixpath import normpath
 
 from cluster.dispatch import Failure, dispatch
+from cluster.retries import STORAGE_PATIENCE_S
 from cluster.workers import TaskPool
 from pipeline.errors import (
     AlreadyExistsError,
@@ -18,6 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.partitions import partition_names
 from pipeline.plans import Plan, changes, read_plan, read_unfinished, write_plan
+from pipeline.retrying import Patience, retried
 from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard, make_shards, unplanned_rows, update_shards
@@ -34,6 +39,8 @@ from pipeline.storage import Entry, Storage
 
 FILES_PER_TASK = 64
 ATTEMPTS = 3
+READS_AT_ONCE = 16
+PATIENCE = Patience(100, STORAGE_PATIENCE_S)  # as long as tasks are tried again
 
 Save = Callable[[Storage, Plan, str], None]
 Scanned = list[tuple[Entry, list[Segment] | str]]
@@ -51,7 +58,7 @@ def plan(
     now : str
         The time that the snapshot records.
     connect : Callable[[], None]
-        Starts or joins the session; called only when there are footers to read.
+        Starts or joins the session; called only when there are more footers to read than the driver does by itself.
     advanced : Callable[[int], None]
         Told how many files were looked at, as it goes.
     columns : Sequence[str]
@@ -116,7 +123,7 @@ def _update(
     history = [*(previous.shards if previous else ()), *read_unfinished(store, dataset)]
     kept = update_shards(history, {file.identity for file in listing.files})
     files = _unplanned(listing, kept)
-    if files and listing.format != "images":
+    if not _read_here(listing, files):
         connect()
     _check_known(kept, settings, storage, columns)
     segments, failed = _scan(files, listing, settings, storage, advanced, columns)
@@ -124,11 +131,11 @@ def _update(
     if failed and not new and not kept:
         raise InputError(f"none of the {len(failed)} files can be read; the first: {failed[0]['error']}")
     n = previous.n + 1 if previous else 1
+    if previous and (previous.shards, previous.failed_files) == (tuple(kept + new), tuple(failed)):
+        return previous, False
     what = changes(previous.shards if previous else (), kept + new, {file["path"] for file in failed})
     details = {"format": listing.format, "files": len(listing.files), "url": settings.url, "changes": asdict(what)}
     result = Plan(dataset, n, tuple(kept + new), tuple(failed), listing.ignored, details)
-    if previous and (previous.shards, previous.failed_files) == (result.shards, result.failed_files):
-        return previous, False
     save(store, result, now)
     return result, True
 
@@ -168,12 +175,10 @@ def _check_known(
 
 def _unplanned(listing: Listing, kept: Sequence[Shard]) -> list[Entry]:
     """Return the files that have rows without a shard: new ones, and those that an unfinished plan got halfway through."""
-    rows: Counter[tuple[str, int, str]] = Counter()
-    total: dict[tuple[str, int, str], int] = {}
+    left: dict[tuple[str, int, str], int] = {}
     for segment in (segment for shard in kept for segment in shard.live):
-        rows[segment.file] += segment.num_rows
-        total[segment.file] = segment.file_rows
-    return [f for f in listing.files if rows[f.identity] < total.get(f.identity, 1)]
+        left[segment.file] = left.get(segment.file, segment.file_rows) - segment.num_rows
+    return [file for file in listing.files if left.get(file.identity, 1) > 0]
 
 
 def _scan(
@@ -185,24 +190,19 @@ def _scan(
     columns: Sequence[str],
 ) -> tuple[list[Segment], list[dict[str, str]]]:
     """Return the segments of files in listing order, and the files that cannot be read, with the reason."""
-    found: dict[str, list[Segment]] = {}
+    found: dict[str, list[Segment]] = {}  # by the first file of a chunk
     failed: dict[str, str] = {}
     scan = partial(scan_files, kind=listing.format, settings=settings, storage=storage, columns=columns)
-    if listing.format == "images" or not files:
-        results = _local(scan, files)
-    else:
-        results = dispatch(TaskPool(scan), _chunks(files), ATTEMPTS)
-    for chunk, result in results:
+    here = _read_here(listing, files)
+    chunks = _chunks(files, 1 if here and listing.format != "images" else FILES_PER_TASK)
+    for chunk, result in _here(scan, chunks) if here else dispatch(TaskPool(scan), chunks, ATTEMPTS):
         advanced(len(chunk))
         if isinstance(result, Failure):
             failed |= {file.path: result.error for file in chunk}
             continue
-        for file, outcome in result:
-            if isinstance(outcome, str):
-                failed[file.path] = outcome
-            else:
-                found[file.path] = outcome
-    ordered = [segment for file in files for segment in found.get(file.path, [])]
+        failed |= {file.path: outcome for file, outcome in result if isinstance(outcome, str)}
+        found[chunk[0].path] = [segment for _, outcome in result if not isinstance(outcome, str) for segment in outcome]
+    ordered = [segment for chunk in chunks for segment in found.get(chunk[0].path, ())]
     return ordered, [{"path": path, "error": failed[path]} for path in sorted(failed)]
 
 
@@ -220,16 +220,25 @@ def scan_files(
     return results
 
 
-def _local(
-    scan: Callable[[Sequence[Entry]], Scanned], files: Sequence[Entry]
+def _read_here(listing: Listing, files: Sequence[Entry]) -> bool:
+    """Say whether the driver reads the files: loose images have no footers, and a CSV is read whole, which may be a lot."""
+    return listing.format == "images" or not files or (listing.format == "parquet" and len(files) <= FILES_PER_TASK)
+
+
+def _here(
+    scan: Callable[[Sequence[Entry]], Scanned], chunks: Iterable[Sequence[Entry]]
 ) -> Iterator[tuple[Sequence[Entry], Scanned | Failure]]:
-    """Scan here: loose images have no footers, so their listing is their plan; and nothing needs no session."""
-    for chunk in _chunks(files):
+    """Scan in this process, some chunks at a time."""
+
+    def attempt(chunk: Sequence[Entry]) -> tuple[Sequence[Entry], Scanned | Failure]:
         try:
-            yield chunk, scan(chunk)
+            return chunk, retried(partial(scan, chunk), PATIENCE)
         except NightshiftError as error:
-            yield chunk, Failure(str(error), 1)
+            return chunk, Failure(str(error), 1)
+
+    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
+        yield from pool.map(attempt, chunks)
 
 
-def _chunks(files: Sequence[Entry]) -> list[Sequence[Entry]]:
-    return [files[i : i + FILES_PER_TASK] for i in range(0, len(files), FILES_PER_TASK)]
+def _chunks(files: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
+    return [files[i : i + size] for i in range(0, len(files), size)]

@@ -17,7 +17,7 @@ from pipeline.coverage import Coverage, read_coverage
 from pipeline.deltatable import require_deltalake
 from pipeline.errors import IntegrityError
 from pipeline.layout import Generation
-from pipeline.ledger import LedgerEntry
+from pipeline.ledger import LedgerEntry, roll_up
 from pipeline.plans import Plan
 from pipeline.publication import read_view
 from pipeline.registry import generation, resolve
@@ -51,6 +51,7 @@ def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = Fal
     run.note(skipped=counts_of(plan, before).images_in)
     limits = Limits(run.config.label, run.started)
     coverage = _label_rounds(run, plan, version, coverage, limits)
+    roll_up(run.store, coverage.asked, coverage.ledger)
     done = {shard_id: entry for shard_id, entry in coverage.entries.items() if entry is not before.get(shard_id)}
     settle(run, plan, coverage, done, open_shards(run, plan, coverage), limits.reason)
 

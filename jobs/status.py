@@ -31,7 +31,9 @@ def show(config: Config, as_json: bool) -> int:
 def _state(config: Config, store: Storage) -> dict[str, Any]:
     plan, view = read_plan(store, config.dataset), read_view(store, config.dataset)
     name = config.model.name
-    ledger = Counter(entry.path.split("/")[2] for entry in store.list(f"ledger/{config.dataset}"))
+    ledger = Counter(
+        entry.path.split("/")[2] for entry in store.list(f"ledger/{config.dataset}") if entry.path.endswith(".json")
+    )
     return {
         "store": store.url,
         "dataset": config.dataset,

@@ -176,7 +176,7 @@ def _labels(
         entry
         for name, entries in ledgers.items()
         for entry in entries
-        if scope.old([entry]) and not (name in needed and _stem(entry) in known)
+        if scope.old([entry]) and not (name in needed and (_stem(entry) in known or _is_rollup(entry)))
     ]
     keep = _files_of(documents) | _committed(store, scope.dataset, needed, shards)
     labels, quarantine = (
@@ -300,6 +300,10 @@ def _folder(entry: Entry) -> str:
 
 def _number(entry: Entry) -> int | None:
     return int(_stem(entry)) if _stem(entry).isdigit() else None
+
+
+def _is_rollup(entry: Entry) -> bool:
+    return entry.path.endswith(f"/{layout.ROLLUP}")
 
 
 def _stem(entry: Entry) -> str:

@@ -22,10 +22,10 @@ def digest(value: Any, length: int = 16) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:length]
 
 
-def read_document(storage: Storage, path: str) -> Document:
-    """Read a JSON object; StorageError when it is not one."""
+def read_document(storage: Storage, path: str, version: str | None = None) -> Document:
+    """Read a JSON object, of one version if it is given; StorageError when it is not one."""
     try:
-        document = json.loads(storage.read(path))
+        document = json.loads(storage.read(path, version))
     except ValueError as error:
         raise StorageError(
             f"{printable(join(storage.url, path))} is not valid JSON ({error}); restore or delete it"

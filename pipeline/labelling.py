@@ -198,8 +198,7 @@ def _commit(
         seconds={stage: round(value, 4) for stage, value in seconds.items()},
         used=predictor.used(),
     )  # fmt: skip
-    commit(store, task.generation, entry)
-    return entry
+    return commit(store, task.generation, entry)
 
 
 def _count_segments(shard: Shard, matched: dict[str, int], results: Results) -> dict[str, list[int]]:

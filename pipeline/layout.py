@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from pipeline.documents import digest
 
+ROLLUP = "rollup.parquet"
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -38,6 +40,10 @@ class Generation:
         """Path of a shard's commit, or of the folder of all."""
         folder = f"ledger/{self.dataset}/{self.name}"
         return f"{folder}/{shard_id}.json" if shard_id else folder
+
+    def rollup(self) -> str:
+        """Path of the copy of all commits in one file."""
+        return f"{self.ledger()}/{ROLLUP}"
 
 
 def _by_run(shard_id: str, run_id: str) -> str:

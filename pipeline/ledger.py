@@ -1,18 +1,22 @@
 """The ledger: one JSON per shard and generation, written last. It is the commit marker and the shard's report in one object.
 
-Without the entry nothing is done, whatever files lie around; with it, the files it names are the shard's labels.
+Without the entry nothing is done, whatever files lie around; with it, the files it names are the shard's labels. A run
+ends by copying all entries into one roll-up, so that the next one reads what was done by one listing and one read.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pipeline.counts import Counts
-from pipeline.documents import encode, read_document
+from pipeline.documents import Document, encode, read_document
+from pipeline.errors import SourceChangedError
 from pipeline.layout import Generation
+from pipeline.rollup import read_rollup, write_rollup
 from pipeline.shards import Shard
-from pipeline.storage import Storage
+from pipeline.storage import Entry, Storage
 from pipeline.tables import Written
 
 READS_AT_ONCE = 16
@@ -24,7 +28,8 @@ class LedgerEntry:
 
     `segments` holds [images in, labelled, quarantined] by segment key; `classes` the labelled images by class index;
     `confidences` a histogram of the top probability in 20 equal bins of [0, 1]; `seconds` the time by stage;
-    `used` the engine, precision, processor and library versions.
+    `used` the engine, precision, processor and library versions. `stored` is the object that holds it, and `rolled_up`
+    says that a roll-up holds a copy; both belong to a reader or writer, not to the entry.
     """
 
     shard_id: str
@@ -37,6 +42,8 @@ class LedgerEntry:
     confidences: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     used: dict[str, Any] = field(default_factory=dict)
+    stored: Entry | None = field(default=None, compare=False)
+    rolled_up: bool = field(default=False, compare=False)
 
     @property
     def counts(self) -> Counts:
@@ -52,19 +59,31 @@ class LedgerEntry:
         return all(segment.key in self.segments for segment in shard.live)
 
 
-def commit(storage: Storage, generation: Generation, entry: LedgerEntry) -> None:
-    """Write the entry: from here on the shard is done."""
-    storage.write(generation.ledger(entry.shard_id), encode(asdict(entry)))
+def commit(storage: Storage, generation: Generation, entry: LedgerEntry) -> LedgerEntry:
+    """Write the entry: from here on the shard is done. Return it with the object that holds it."""
+    return replace(entry, stored=storage.write(generation.ledger(entry.shard_id), _encoded(entry)))
 
 
 def read_ledger(storage: Storage, generation: Generation, shards: Iterable[Shard]) -> dict[str, LedgerEntry]:
-    """Return the entries of those shards that are done, by shard id."""
+    """Return the entries of those shards that are done, by shard id: one listing, the roll-up, and what it lacks."""
     wanted = {shard.id: shard for shard in shards}
-    listed = (entry.path.rsplit("/", 1)[-1].removesuffix(".json") for entry in storage.list(generation.ledger()))
-    done = [shard_id for shard_id in listed if shard_id in wanted]
+    listed = {entry.path: entry for entry in storage.list(generation.ledger())}
+    rolled_up = generation.rollup() in listed
+    listed = {path: listed[path] for path in map(generation.ledger, wanted) if path in listed}
+    found: dict[str, LedgerEntry] = {}
+    if rolled_up and listed:
+        for stored, document in read_rollup(storage, generation.rollup(), listed):
+            found[stored.path] = _decoded(json.loads(document), stored, rolled_up=True)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        entries = pool.map(lambda shard_id: _read(storage, generation.ledger(shard_id)), done)
+        entries = pool.map(lambda stored: found.get(stored.path) or _read(storage, stored), listed.values())
         return {entry.shard_id: entry for entry in entries if entry.covers(wanted[entry.shard_id])}
+
+
+def roll_up(storage: Storage, generation: Generation, entries: Mapping[str, LedgerEntry]) -> None:
+    """Copy all entries into the generation's roll-up, unless it holds them already."""
+    if not all(entry.rolled_up for entry in entries.values()):
+        documents = ((entry.stored, _encoded(entry)) for entry in entries.values() if entry.stored)
+        write_rollup(storage, generation.rollup(), documents)
 
 
 def mismatched(storage: Storage, generation: Generation, entries: dict[str, LedgerEntry]) -> list[str]:
@@ -78,10 +97,24 @@ def mismatched(storage: Storage, generation: Generation, entries: dict[str, Ledg
     ]
 
 
-def _read(storage: Storage, path: str) -> LedgerEntry:
-    document = read_document(storage, path)
+def _read(storage: Storage, listed: Entry) -> LedgerEntry:
+    """Read one entry as it is now; what another run wrote since the listing is of a version that nobody knows."""
+    try:
+        return _decoded(read_document(storage, listed.path, listed.version), listed)
+    except SourceChangedError:
+        return _decoded(read_document(storage, listed.path), None)
+
+
+def _encoded(entry: LedgerEntry) -> bytes:
+    own = ("stored", "rolled_up")
+    return encode({name: value for name, value in asdict(entry).items() if name not in own})
+
+
+def _decoded(document: Document, stored: Entry | None, rolled_up: bool = False) -> LedgerEntry:
     quarantine = document.pop("quarantine")
     return LedgerEntry(
         **{**document, "labels": Written(**document["labels"])},
         quarantine=Written(**quarantine) if quarantine else None,
+        stored=stored,
+        rolled_up=rolled_up,
     )

@@ -157,9 +157,10 @@ class ObjectStorage:
             raise TransientError(f"{printable(join(self.url, path))}: {len(data)} bytes came, expected {expected}")
         return data
 
-    def write(self, path: str, data: bytes) -> None:
-        """See Storage."""
-        self._ask(path, lambda: obstore.put(self._store, path, data, use_multipart=False))
+    def write(self, path: str, data: bytes) -> Entry:
+        """See Storage. A store that answers without an etag leaves the version empty: no listing shows it so."""
+        result = self._ask(path, lambda: obstore.put(self._store, path, data, use_multipart=False))
+        return Entry(path, len(data), self._version(result["e_tag"]))
 
     def create(self, path: str, data: bytes) -> None:
         """See Storage: a conditional PUT (If-None-Match)."""
@@ -204,10 +205,13 @@ class ObjectStorage:
 
     def _entry(self, meta: Any) -> Entry:
         """Name the version by the etag as HTTP spells it: Azure leaves the quotes out in listings, and only there."""
-        version = meta["e_tag"] or meta["last_modified"].isoformat()
-        if meta["e_tag"] and not version.startswith(('"', "W/")) and not isinstance(self._store, MemoryStore):
-            version = f'"{version}"'
+        version = self._version(meta["e_tag"]) or meta["last_modified"].isoformat()
         return Entry(meta["path"], meta["size"], version, meta["last_modified"])
+
+    def _version(self, etag: str | None) -> str:
+        if etag and not etag.startswith(('"', "W/")) and not isinstance(self._store, MemoryStore):
+            return f'"{etag}"'
+        return etag or ""
 
 
 class _RangeReader(io.RawIOBase):

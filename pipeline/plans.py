@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import layout
 from pipeline.documents import Document, encode, read_document
-from pipeline.shards import Shard, shards_from_table, shards_to_table
+from pipeline.shards import Segment, Shard, shards_from_table, shards_to_table
 from pipeline.storage import Storage
 from pipeline.tables import read_table, write_table
 
@@ -33,21 +33,24 @@ class Changes:
 def changes(before: Iterable[Shard], after: Iterable[Shard], unreadable: Collection[str] = ()) -> Changes:
     """Compare the live files of two plans; `unreadable` are paths that may be there and are not in `after`."""
     old, now = _files(before), _files(after)
-    rows = {path: num_rows for path, (_, num_rows) in now.items()}
+    none: tuple[Segment | None, int] = (None, 0)
     return Changes(
-        new=sum(max(0, num_rows - old.get(path, ("", 0))[1]) for path, num_rows in rows.items()),
+        new=sum(max(0, rows - old.get(path, none)[1]) for path, (_, rows) in now.items()),
         changed=sum(
-            min(num_rows, rows[path]) for path, (file, num_rows) in old.items() if path in now and file != now[path][0]
+            min(rows, now[path][1])
+            for path, (one, rows) in old.items()
+            if path in now and one.file != now[path][0].file
         ),
-        deleted=sum(max(0, n - rows.get(path, 0)) for path, (_, n) in old.items() if path not in unreadable),
+        deleted=sum(max(0, n - now.get(path, none)[1]) for path, (_, n) in old.items() if path not in unreadable),
     )
 
 
-def _files(shards: Iterable[Shard]) -> dict[str, tuple[Any, int]]:
-    """Return the version and the rows of every live file by path; a plan holds one version of a file."""
-    found: dict[str, tuple[Any, int]] = {}
+def _files(shards: Iterable[Shard]) -> dict[str, tuple[Segment, int]]:
+    """Return a segment and the rows of every live file by path; a plan holds one version of a file."""
+    found: dict[str, tuple[Segment, int]] = {}
     for segment in (segment for shard in shards for segment in shard.live):
-        found[segment.path] = (segment.file, found.get(segment.path, ("", 0))[1] + segment.num_rows)
+        before = found.get(segment.path)
+        found[segment.path] = (segment, segment.num_rows + (before[1] if before else 0))
     return found
 
 

@@ -8,7 +8,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import groupby
+from itertools import chain, groupby
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ from pipeline.documents import digest
 from pipeline.partitions import partition_folders
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # an input may have millions
 class Segment:
     """What can be read alone: rows [first_row, first_row + num_rows) of one version of one file.
 
@@ -61,6 +61,8 @@ class Shard:
     @property
     def live(self) -> tuple[Segment, ...]:
         """Segments whose file version still exists."""
+        if not self.tombstoned:
+            return self.segments
         return tuple(segment for segment in self.segments if segment.key not in self.tombstoned)
 
     @property
@@ -97,7 +99,8 @@ def update_shards(history: Iterable[Shard], files: set[tuple[str, int, str]]) ->
     kept: list[Shard] = []
     taken: dict[tuple[str, int, str], list[tuple[int, int]]] = defaultdict(list)
     for old in history:
-        shard = Shard(old.segments, old.tombstoned | {s.key for s in old.segments if s.file not in files})
+        gone = {s.key for s in old.segments if s.file not in files}
+        shard = old if gone <= old.tombstoned else Shard(old.segments, old.tombstoned | gone)
         if shard.live and not any(_overlaps(taken[segment.file], segment) for segment in shard.live):
             kept.append(shard)
             for segment in shard.live:
@@ -124,6 +127,7 @@ def _overlaps(taken: list[tuple[int, int]], segment: Segment) -> bool:
     return index > 0 and taken[index - 1][1] > segment.first_row
 
 
+ROWS_AT_ONCE = 10_000  # of a plan, as Python objects
 PLAN_SCHEMA = pa.schema(
     [
         ("shard_id", pa.string()),
@@ -141,23 +145,24 @@ PLAN_SCHEMA = pa.schema(
 
 def shards_to_table(shards: Iterable[Shard]) -> pa.Table:
     """Return one row per segment, the segments of a shard next to each other."""
-    rows = [
-        (shard.id, s.path, s.size_bytes, s.version, s.first_row, s.num_rows, s.file_rows, s.key in shard.tombstoned)
-        for shard in shards
-        for s in shard.segments
-    ]
-    columns: list[Sequence[object]] = list(zip(*rows, strict=True)) if rows else [[] for _ in PLAN_SCHEMA]
-    return pa.table(
-        [pa.array(values, kind.type) for values, kind in zip(columns, PLAN_SCHEMA, strict=True)], PLAN_SCHEMA
-    )
+    columns = _columns(list(shards))
+    arrays = [pa.array(values, kind.type) for values, kind in zip(columns, PLAN_SCHEMA, strict=True)]
+    return pa.table(arrays, PLAN_SCHEMA)
+
+
+def _columns(shards: Sequence[Shard]) -> Iterator[list[object]]:
+    """Yield the values of one column after the other: as Python objects they take much more room than packed."""
+    yield [shard.id for shard in shards for _ in shard.segments]
+    for name in PLAN_SCHEMA.names[1:-1]:
+        yield [getattr(segment, name) for shard in shards for segment in shard.segments]
+    yield [bool(shard.tombstoned) and s.key in shard.tombstoned for shard in shards for s in shard.segments]
 
 
 def shards_from_table(table: pa.Table) -> list[Shard]:
     """Undo `shards_to_table`."""
     shards = []
-    for _, group in groupby(
-        zip(*(column.to_pylist() for column in table.columns), strict=True), key=lambda row: row[0]
-    ):
+    batches = (zip(*(c.to_pylist() for c in batch.columns), strict=True) for batch in table.to_batches(ROWS_AT_ONCE))
+    for _, group in groupby(chain.from_iterable(batches), key=lambda row: row[0]):
         rows = list(group)
         segments = tuple(Segment(*row[1:7]) for row in rows)
         dead = frozenset(segment.key for segment, row in zip(segments, rows, strict=True) if row[7])

@@ -27,7 +27,7 @@ _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*")
 OBJECT_SCHEMES = ("s3", "s3a", "gs", "az", "abfs", "abfss", "http", "https", "memory")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # an input may have millions
 class Entry:
     """One stored object: path relative to its storage, and what identifies its present content.
 
@@ -67,8 +67,8 @@ class Storage(Protocol):
     def open(self, path: str, version: str | None = None) -> BinaryIO:
         """Open for random reads of one version; SourceChangedError as in `read`, and in reads after a change."""
 
-    def write(self, path: str, data: bytes) -> None:
-        """Replace an object atomically and durably."""
+    def write(self, path: str, data: bytes) -> Entry:
+        """Replace an object atomically and durably; return it as a listing shows it until someone else writes it."""
 
     def create(self, path: str, data: bytes) -> None:
         """Write an object that must not exist yet; AlreadyExistsError for all but one of several writers."""
@@ -176,14 +176,16 @@ class FileStorage:
             raise
         return cast(BinaryIO, io.BufferedReader(_VersionReader(descriptor, found, location, self._ask), 1 << 16))
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes) -> Entry:
         """Write under a temporary name, fsync, rename."""
-        self._ask(self._root / path, lambda: self._write(path, data))
+        return self._ask(self._root / path, lambda: self._write(path, data))
 
-    def _write(self, path: str, data: bytes) -> None:
+    def _write(self, path: str, data: bytes) -> Entry:
         temporary = self._write_temporary(path, data)
+        found = temporary.stat()  # which the rename keeps; what has the name after it may be another writer's
         temporary.replace(self._root / path)
         _sync_folder(temporary.parent)
+        return _entry(path, found)
 
     def create(self, path: str, data: bytes) -> None:
         """Write under a temporary name, then hard-link it: the link fails when the name is taken."""

@@ -287,8 +287,9 @@ def test_cleaning_at_every_step_of_a_running_night_loses_nothing(night, model, n
 
     def cleaned(*arguments):
         clean(night, config, days=1)
-        commit(*arguments)
+        entry = commit(*arguments)
         clean(night, config, days=1)
+        return entry
 
     monkeypatch.setattr(labelling, "commit", cleaned)
     ended = nightshift(config, "nightly")
@@ -342,3 +343,21 @@ def test_after_any_history_cleaning_changes_no_row_and_leaves_a_night_nothing_to
     idle = nightshift(config, "nightly", *relabel)
     assert (idle.code, idle.record["images_in"], rows(night)) == (0, 0, before)
     assert not [path for path in clean(night, config, models=True) if not path.startswith("runs/")]
+
+
+def test_the_roll_up_stays_with_its_generation_and_a_night_reads_nothing_else(
+    night, model, nightshift, local_ray, monkeypatch
+):
+    night.write("a.parquet", range(20))
+    config = night.config(input={"shard_images": 10})
+    first = nightshift(config, "nightly").record["fingerprint"]
+    rollup = f"ledger/data/tiny@{first}/rollup.parquet"
+    assert rollup in files(night)
+    assert rollup not in clean(night, config, days=-1)
+
+    def refuse(*_):
+        raise AssertionError("the roll-up holds it")
+
+    monkeypatch.setattr("pipeline.ledger._read", refuse)
+    again = nightshift(config, "nightly")
+    assert (again.code, again.record["skipped"], again.record["images_in"]) == (0, 20, 0)

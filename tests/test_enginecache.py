@@ -27,7 +27,7 @@ def test_what_is_absent_or_damaged_counts_as_absent(night, data):
 @pytest.mark.parametrize("error", [TransientError("503"), AccessDeniedError("403")])
 def test_a_store_that_refuses_costs_time_only(error):
     class Refusing:
-        def read(self, path):
+        def read(self, path, version=None):
             raise error
 
         def write(self, path, data):

@@ -75,11 +75,11 @@ class Recording:
     def __getattr__(self, name):
         return getattr(self._storage, name)
 
-    def write(self, path: str, data: bytes) -> None:
+    def write(self, path: str, data: bytes):
         if path.startswith(self._refuse):
             raise TransientError(f"{path}: 503")
         self.written.append(path)
-        self._storage.write(path, data)
+        return self._storage.write(path, data)
 
 
 class Prepared:

@@ -42,6 +42,7 @@ LOWER = [
     "rows",
     "classes",
     "registry",
+    "rollup",
     "ledger",
     "duplicates",
     "compaction",

@@ -7,6 +7,7 @@ from conftest import hash_of
 from cluster import planner
 from pipeline.errors import HeldError, InputError, TransientError
 from pipeline.plans import Plan, read_plan, read_unfinished, write_plan
+from pipeline.retrying import Patience
 from pipeline.settings import StorageSettings
 from pipeline.shards import make_shards
 from pipeline.storage import FileStorage
@@ -66,8 +67,23 @@ def test_a_first_plan_holds_every_row_once(night, replan):
     assert (plan.n, new, plan.num_images, plan.failed_files) == (1, True, 30, ())
     assert live(plan) == [("a.parquet", 0, 10), ("a.parquet", 10, 10), ("a.parquet", 20, 5), ("b.parquet", 0, 5)]
     assert [shard.num_images for shard in plan.shards] == [10, 10, 10]
-    assert (replan.connected, replan.looked_at) == (1, 2)
+    assert (replan.connected, replan.looked_at) == (0, 2), "few footers need no session"
     assert read_plan(night.store, "data") == plan
+
+
+def test_more_footers_than_one_task_reads_are_read_by_tasks_and_fewer_by_the_driver(night, replan, monkeypatch):
+    monkeypatch.setattr(planner, "FILES_PER_TASK", 2)
+    for number in range(5):
+        night.write(f"{number}.parquet", range(5 * number, 5 * number + 5))
+    first, _ = replan(shard_images=10)
+    assert (replan.connected, replan.looked_at, first.num_images) == (1, 5, 25)
+    monkeypatch.delattr("cluster.planner.TaskPool")
+    night.write("5.parquet", range(25, 30))
+    (night.data / "6.parquet").write_bytes(b"no Parquet")
+    second, _ = replan(shard_images=10)
+    assert (replan.connected, replan.looked_at, second.num_images) == (0, 2, 30)
+    assert [file["path"] for file in second.failed_files] == ["6.parquet"]
+    assert second.shards[: len(first.shards)] == first.shards
 
 
 def test_an_unchanged_input_makes_no_snapshot_and_reads_no_footer(night, replan, monkeypatch):
@@ -303,7 +319,8 @@ def test_an_input_of_broken_files_only_is_refused(night, replan):
     assert read_plan(night.store, "data") is None
 
 
-def test_a_storage_that_stays_away_fails_its_files(night, replan, monkeypatch):
+@pytest.mark.parametrize("by_task", [True, False])
+def test_a_storage_that_stays_away_fails_its_files(night, replan, monkeypatch, by_task):
     night.write("a.parquet", range(5))
     replan()
     asked = []
@@ -313,13 +330,19 @@ def test_a_storage_that_stays_away_fails_its_files(night, replan, monkeypatch):
         raise TransientError("503 slow down")
 
     monkeypatch.setattr(planner, "segments_of", silent)
+    monkeypatch.setattr(planner, "FILES_PER_TASK", 1 if by_task else 2)
+    monkeypatch.setattr(planner, "PATIENCE", Patience(planner.ATTEMPTS, 60))
     monkeypatch.setattr("cluster.retries.STORAGE_PATIENCE_S", 0.05)
     monkeypatch.setattr("cluster.retries.FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr("pipeline.retrying.FIRST_PAUSE_S", 0.001)
     night.write("b.parquet", range(5, 8))
+    night.write("c.parquet", range(8, 9))
     plan, _ = replan()
-    assert len(asked) > planner.ATTEMPTS, "throttling uses up no attempts"
+    assert replan.connected == by_task
+    assert asked.count("b.parquet") > planner.ATTEMPTS, "throttling uses up no attempts"
     assert plan.num_images == 5
-    assert plan.failed_files == ({"path": "b.parquet", "error": "TransientError: 503 slow down"},)
+    assert [file["path"] for file in plan.failed_files] == ["b.parquet", "c.parquet"]
+    assert all("503 slow down" in file["error"] for file in plan.failed_files)
 
 
 def test_many_files_are_read_in_chunks_and_planned_in_name_order(night, replan, monkeypatch):
