@@ -16,7 +16,7 @@ from pipeline.bundle import load_bundle
 from pipeline.deltatable import sync_table
 from pipeline.labelling import Labeller
 from pipeline.publication import publish
-from pipeline.tables import read_schema, read_table
+from pipeline.tables import read_schema, read_table, write_table
 from pipeline.workshop import Workshop
 from pipeline.zoo import split_head
 
@@ -114,6 +114,20 @@ def test_a_view_whose_older_files_have_none_is_copied_with_nulls(night, tmp_path
     assert len(found["embedding"][2]) == 64
 
 
+def test_embeddings_of_two_sizes_are_copied_as_lists(night, tmp_path):
+    """As those of two models, under `label.relabel: new`."""
+    night.write("a.parquet", [1, 2])
+    night.write("b.parquet", [3])
+    config = night.config(input={"shard_images": 2}, **wanted())
+    view = night.whole(config, night.seal())
+    table = read_table(night.store, view.files[1])
+    place = table.schema.names.index("embedding")
+    other = pa.array([[1.0, 2.0]], pa.list_(pa.float32(), 2))
+    write_table(night.store, view.files[1], table.set_column(place, "embedding", other))
+    show(config, str(tmp_path / "x.parquet"), 1, False)
+    assert [len(row) for row in pq.read_table(tmp_path / "x.parquet")["embedding"].to_pylist()] == [64, 64, 2]
+
+
 def test_a_delta_table_declares_lists_and_has_the_same_numbers(night):
     import duckdb
     from deltalake import DeltaTable
@@ -125,9 +139,9 @@ def test_a_delta_table_declares_lists_and_has_the_same_numbers(night):
     handle = DeltaTable(f"{night.store.url}/labels/data")
     (field,) = [field for field in handle.schema().fields if field.name == "embedding"]
     assert json.loads(field.to_json())["type"]["elementType"] == "float"
-    delta = pa.table(handle.scan()).sort_by("image_id")
-    plain = read_table(night.store, view.files[0]).sort_by("image_id")
-    assert delta["embedding"].to_pylist() == plain["embedding"].to_pylist()
+    delta, plain = pa.table(handle.scan()), read_table(night.store, view.files[0])
+    found, expected = ({row["image_id"]: row["embedding"] for row in t.to_pylist()} for t in (delta, plain))
+    assert found == expected
     base = duckdb.connect()
     base.register("labels", delta)
     assert base.sql("select distinct len(embedding) from labels").fetchall() == [(64,)]
