@@ -63,7 +63,7 @@ class Run:
             "skipped": 0, "remaining": 0, "failed_shards": 0, "images_per_s": None,
             "model": None, "fingerprint": None, "exit_code": OK, "failures": [], "failed_files": [], "stages": [],
             "retries": {}, "time_shares": {},
-            "view": None, "config": without_secrets(config.model_dump(mode="json")),
+            "view": None, "review": None, "engine": None, "config": without_secrets(config.model_dump(mode="json")),
             "versions": library_versions(LIBRARIES),
         }  # fmt: skip
 

@@ -12,6 +12,7 @@ from pipeline.deltatable import sync_table
 from pipeline.ledger import LedgerEntry
 from pipeline.plans import Plan
 from pipeline.publication import View, publish, read_view
+from pipeline.review import write_review
 from pipeline.shards import Shard
 from pipeline.storage import join
 
@@ -43,6 +44,7 @@ def settle(
         view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
         run.note(view=view.n, duplicates=view.document["duplicates"])
         _announce(run, view, changed, new)
+        _review(run, plan, view, coverage)
         if view.document["plan"] > plan.n:
             run.end(
                 HELD,
@@ -100,6 +102,13 @@ def _about(run: Run) -> dict[str, Any]:
     return {
         "model": run.record["model"], "run_id": run.id, "published_at": utc_now(), "date": run.record["date"],
     }  # fmt: skip
+
+
+def _review(run: Run, plan: Plan, view: View, coverage: Coverage) -> None:
+    """Write what a person should look at, unless the view is of a plan that this run knows nothing of."""
+    below = run.config.label.review_below
+    if below is not None and view.document["plan"] <= plan.n:
+        run.note(review=write_review(run.store, view, coverage.entries, below).to_json())
 
 
 def _announce(run: Run, view: View, changed: bool, new: Counts) -> None:

@@ -339,3 +339,19 @@ def test_after_any_history_cleaning_changes_no_row_and_leaves_a_night_nothing_to
     idle = nightshift(config, "nightly", *relabel)
     assert (idle.code, idle.record["images_in"], rows(night)) == (0, 0, before)
     assert not [path for path in clean(night, config, models=True) if not path.startswith("runs/")]
+
+
+def test_review_files_stay_as_long_as_their_views(night, model, nightshift, local_ray):
+    config = night.config(label={"review_below": 1.0})
+    for name in "abc":
+        night.write(f"{name}.parquet", [f"{name}{n}" for n in range(5)])
+        assert nightshift(config, "nightly").record["review"]["rows"] > 0
+        age(night, 20)
+    gone = clean(night, config, days=30)
+    assert "review/data/1.parquet" in gone
+    assert "review/data/3.parquet" in files(night)
+    assert {path for path in files(night) if path.startswith("review/")} == {
+        path.replace("published/", "review/").replace(".json", ".parquet")
+        for path in files(night)
+        if path.startswith("published/")
+    }

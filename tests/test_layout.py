@@ -46,6 +46,7 @@ LOWER = [
     "duplicates",
     "compaction",
     "publication",
+    "review",
     "deltaschema",
     "deltatable",
     "coverage",
