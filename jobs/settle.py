@@ -43,7 +43,7 @@ def settle(
     else:
         view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
         run.note(view=view.n, duplicates=view.document["duplicates"])
-        _announce(run, view, changed, new)
+        _announce(view, changed)
         _review(run, plan, view, coverage)
         if view.document["plan"] > plan.n:
             run.end(
@@ -111,11 +111,7 @@ def _review(run: Run, plan: Plan, view: View, coverage: Coverage) -> None:
         run.note(review=write_review(run.store, view, coverage.entries, below).to_json())
 
 
-def _announce(run: Run, view: View, changed: bool, new: Counts) -> None:
-    say(
-        f"{counted(new.images_in)} in = {new.labelled:,} labelled + {new.quarantined:,} quarantined; "
-        f"{run.record['skipped']:,} were done before"
-    )
+def _announce(view: View, changed: bool) -> None:
     if view.document["duplicates"]:
         say(f"quarantined with both locations: {counted(view.document['duplicates'], 'row')} whose image id is taken")
     labels = f"{view.counts.labelled:,} labels"

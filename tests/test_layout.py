@@ -91,8 +91,9 @@ CLUSTER = ["resources", "session", "stall", "retries", "dispatch", "workers", "p
 JOBS = [
     "config",
     "console",
-    "runs",
     "tally",
+    "closing",
+    "runs",
     "plan",
     "train",
     "evaluate",
