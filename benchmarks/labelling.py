@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 import torchvision
 import yaml
+from limits import limits
 from photos import make_photos
 from processes import Finished, timed
 from safetensors.torch import save_file
@@ -147,6 +148,8 @@ def measure(bench: Bench, models: list[str], peers: list[str], runs: int) -> Non
     for model in models:
         bench.adopt(model)
         bench.ours(model, f"{model}-cold")
+        found = limits(str(bench.folder / "store"), model, bench.folder / "photos")
+        bench.log(tool="limits", model=model, **found)
     for run in range(runs):
         for model in models:
             ours = bench.ours(model, f"{model}-run{run}")

@@ -11,7 +11,7 @@ from pipeline.storage import open_storage
 # Ray Train makes a DataContext, and that warns of defaults of its own: nothing that we could set (Ray 2.60).
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
-QUICK = ["--set", "train.epochs=1", "--set", "train.workers=1", "--set", "label.workers=1"]
+QUICK = ["--set", "train.epochs=1", "--set", "train.workers=1", "--set", "label.max_workers=1"]
 
 
 def demo(folder, capsys, *arguments):

@@ -104,7 +104,8 @@ def test_table_shows_each_night(night, nightshift, local_ray, delta):
     assert f"the Delta table at {night.store.url}/labels/data shows the current view" in first.said
     night.write("b.parquet", range(10, 14))
     gone.unlink()
-    assert (nightshift(config, "nightly").code, ids()) == (0, list(range(10, 14)))
+    meant = ("--set", "input.max_vanished_fraction=1")
+    assert (nightshift(config, "nightly", *meant).code, ids()) == (0, list(range(10, 14)))
     assert "Delta" not in nightshift(config, "nightly").said
 
 
@@ -116,7 +117,7 @@ def test_night_that_died_between_view_and_table_is_made_up_for(night, nightshift
         def dies(*_):
             raise StorageError("the store went away")
 
-        patch.setattr("jobs.label.sync_table", dies)
+        patch.setattr("jobs.settle.sync_table", dies)
         assert nightshift(config, "nightly").code == 1
     assert read_view(night.store, "data").n == 1
     assert (nightshift(config, "nightly").code, ids()) == (0, list(range(10)))
