@@ -32,10 +32,10 @@ def _books(record: Mapping[str, Any]) -> str:
         return f"nothing was labelled; {counted(before)} were done before{left}"
     rate = record["images_per_s"]
     pace = f", {rate:,.{1 if rate < 10 else 0}f}/s while labelling" if rate else ""
-    took = f" in {spoken(record['seconds'])}{pace}" if record.get("seconds") is not None else ""
+    took = f"; took {spoken(record['seconds'])}{pace}" if record.get("seconds") is not None else ""
     return (
         f"{counted(record['images_in'])} in = {record['labelled']:,} labelled + {record['quarantined']:,} quarantined"
-        f"{took}; {before:,} were done before{left}"
+        f"; {before:,} were done before{left}{took}"
     )
 
 

@@ -15,7 +15,7 @@ RECORD = {
 
 def test_a_good_run_says_its_books_its_engine_its_limit_and_what_is_next():
     assert closing(RECORD, "/store") == [
-        "1,000 images in = 998 labelled + 2 quarantined in 1 min 15 s, 20/s while labelling; 3,000 were done before",
+        "1,000 images in = 998 labelled + 2 quarantined; 3,000 were done before; took 1 min 15 s, 20/s while labelling",
         "engine: openvino bf16 on EPYC, the reference's label on 63 of 64 photos",
         "70% of the labellers' time went into decoding images: more CPUs would help most",
         "next: nightshift report CONFIG shows it as a page, nightshift labels CONFIG the labels",
@@ -29,8 +29,8 @@ def test_a_good_run_says_its_books_its_engine_its_limit_and_what_is_next():
         ({"images_in": 0, "remaining": 1}, "nothing was labelled; 3,000 images were done before; 1 image remain"),
         (
             {"remaining": 50, "images_per_s": 3.14159, "seconds": 4.2},
-            "1,000 images in = 998 labelled + 2 quarantined in 4.2 s, 3.1/s while labelling; 3,000 were done before; "
-            "50 images remain",
+            "1,000 images in = 998 labelled + 2 quarantined; 3,000 were done before; 50 images remain; "
+            "took 4.2 s, 3.1/s while labelling",
         ),
         (
             {"retries": {"storage": 2, "worker": 9}, "time_shares": {}},
