@@ -7,7 +7,7 @@ from jobs.console import counted
 from jobs.tally import limit
 from pipeline.storage import join
 
-LABELLING = ("label", "nightly")
+LABELLING = ("label", "nightly", "demo")
 KINDS_SAID = 4  # of retries
 
 
@@ -70,7 +70,7 @@ def _review(review: Mapping[str, Any] | None, store: str) -> str:
 
 
 def _next(record: Mapping[str, Any]) -> str:
-    if record["exit_code"] or record["command"] == "nightly":  # the outcome says it; a night has its page already
+    if record["exit_code"] or record["command"] != "label":  # the outcome says it; a night has its page already
         return ""
     return "next: nightshift report CONFIG shows it as a page, nightshift labels CONFIG the labels"
 
