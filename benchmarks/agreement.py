@@ -65,7 +65,7 @@ def compare(manifest: Any, shop: Any, name: str, count: int) -> None:
 
     decode = partial(decode_photos, manifest.architecture.transforms, MAX_PIXELS, photos_of(name, count))
     exact, fast = decode(True), decode(False)
-    expected = shop.reference_logits(exact)
+    expected = shop.reference_answers(exact)
     reference = images_per_s(shop.open(Candidate("reference", "fp32")), exact, 64)
     print(f"\n{name}, {len(exact)} photos; the reference (Pillow, torch fp32): {reference:.0f} images/s")
     print(f"{'engine':<24}{'images/s':>10}{'decoding':>10}{'same top-1':>12}{'|difference|':>14}")
@@ -78,7 +78,7 @@ def compare(manifest: Any, shop: Any, name: str, count: int) -> None:
         rate = images_per_s(engine, exact, 64)
         for kind, pixels in (("exact", exact), ("fast", fast)):
             answers = np.concatenate([engine(pixels[start : start + 64]) for start in range(0, len(pixels), 64)])
-            found = measure(expected, answers, manifest.temperature)
+            found = measure(expected, answers, manifest.temperature, len(manifest.architecture.classes))
             print(f"{candidate!s:<24}{rate:>10.0f}{kind:>10}{found.top1:>12.4f}{found.difference:>14.5f}", flush=True)
 
 

@@ -1,11 +1,21 @@
-"""What people see: a progress bar per stage on a terminal, plain lines elsewhere; everything on stderr, so stdout stays data."""
+"""What people see: one line per stage that follows it on a terminal, a line every ten seconds elsewhere.
+
+Everything is on stderr, so stdout stays data.
+"""
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from threading import Event, Thread
 from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 LINE_EVERY_S = 10.0
+SETTLED_S = 2.0  # before so much time has passed since the first result nobody knows the rate
+SHORTEST_BAR, LONGEST_BAR = 8, 30  # columns
 
 
 def say(text: str = "") -> None:
@@ -19,31 +29,31 @@ def counted(count: int, noun: str = "image") -> str:
 
 
 class Progress:
-    """Counts of one stage: `advance` it by what is done."""
+    """Counts of one stage: `advance` it by what is done. A line every ten seconds says how far it is."""
 
     def __init__(self, name: str, total: int | None, unit: str) -> None:
         self.name, self.total, self.unit, self.done = name, total, unit, 0
         self.remark = ""  # shown behind the rate
-        self.started = self._said = monotonic()
+        self.started = monotonic()
+        self._first: tuple[float, int] | None = None  # when the first result came, and how much it was
 
     def advance(self, count: int) -> None:
         """Add to what is done."""
         self.done += count
-        if monotonic() - self._said >= LINE_EVERY_S:
-            self._said = monotonic()
-            say(
-                f"{self.name}: {self._position()}, {self._remarked()}"
-                if self.done
-                else f"{self.name}: the workers are starting"
-            )
+        if self._first is None and count:
+            self._first = monotonic(), count
 
-    def _remarked(self) -> str:
-        return f"{self.pace}, {self.remark}" if self.remark else self.pace
-
-    def _position(self) -> str:
-        if self.total is None:
-            return f"{self.done:,} {self.unit}"
-        return f"{self.done:,} of {self.total:,} {self.unit}, {(self.total - self.done) / self.rate:,.0f} s left"
+    @property
+    def line(self) -> str:
+        """How far the stage is."""
+        if not self.done:
+            return f"{'waiting for workers' if self.total else 'nothing yet'}, {clock(self.seconds)}"
+        position = (
+            f"{self.done:,} {self.unit}" if self.total is None else f"{self.done:,} of {self.total:,} {self.unit}"
+        )
+        left = self.seconds_left
+        parts = [position, *([f"{clock(left)} left"] if left is not None else []), f"{self.pace}", self.remark]
+        return ", ".join(part for part in parts if part)
 
     @property
     def rate(self) -> float:
@@ -53,45 +63,101 @@ class Progress:
     @property
     def pace(self) -> str:
         """The rate for people: a slow stage keeps its decimal."""
-        return f"{self.rate:,.{1 if self.rate < 10 else 0}f}/s"
+        rate = self._steady_rate or self.rate
+        return f"{rate:,.{1 if rate < 10 else 0}f}/s"
 
     @property
     def seconds(self) -> float:
         """Time since the start of the stage."""
         return monotonic() - self.started
 
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes at the present rate, None as long as nobody can know."""
+        if self.total is None or self._steady_rate is None:
+            return None
+        return max(0, self.total - self.done) / self._steady_rate
 
-class _Bar(Progress):
-    """The same as a bar that rich draws."""
+    @property
+    def _steady_rate(self) -> float | None:
+        """Units per second since the first result: workers start for seconds, which says nothing of what follows.
 
-    def __init__(self, name: str, total: int | None, unit: str) -> None:
-        super().__init__(name, total, unit)
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Rich
+        None until as much time has passed since then as before, so that a first result or several that come at once
+        are not taken for the rate.
+        """
+        if self._first is None:
+            return None
+        at, count = self._first
+        since = monotonic() - at
+        if since < max(SETTLED_S, at - self.started) or self.done == count:
+            return None
+        return (self.done - count) / since
 
-        self.rich = Rich(
-            TextColumn("{task.description:<9}"), BarColumn(32), MofNCompleteColumn(), TextColumn(unit),
-            TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
-        )  # fmt: skip
-        self._task = self.rich.add_task(name, total=total, rate="the workers are starting")
 
-    def advance(self, count: int) -> None:
-        self.done += count
-        if self.done:
-            self.rich.update(self._task, advance=count, rate=self._remarked())
+def clock(seconds: float) -> str:
+    """Write a time as people read clocks: `0:07`, `12:30`, `5:00:00`."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"
 
 
 @contextmanager
 def stage(name: str, total: int | None, unit: str = "images") -> Iterator[Progress]:
     """Show a stage while the block runs, and one line of what it did at its end, also when it is cut short."""
-    bar = _Bar(name, total, unit) if sys.stderr.isatty() else None
-    progress = bar or Progress(name, total, unit)
+    progress = Progress(name, total, unit)
+    shown = _drawn(progress) if sys.stderr.isatty() else _spoken(progress)
     try:
-        with bar.rich if bar else nullcontext():
+        with shown:
             yield progress
     finally:
         if progress.done:
-            say(
-                f"{name:<9} {counted(progress.done, unit.removesuffix('s'))} in {progress.seconds:.1f} s, {progress.pace}"
-            )
+            rate = progress.rate
+            pace = f"{rate:,.{1 if rate < 10 else 0}f}/s"
+            say(f"{name:<9} {counted(progress.done, unit.removesuffix('s'))} in {progress.seconds:.1f} s, {pace}")
+
+
+@contextmanager
+def _spoken(progress: Progress) -> Iterator[None]:
+    """Say a line every ten seconds, also while nothing ends."""
+    ended = Event()
+
+    def speak() -> None:
+        while not ended.wait(LINE_EVERY_S):
+            say(f"{progress.name}: {progress.line}")
+
+    speaker = Thread(target=speak, name="progress", daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        speaker.join()
+
+
+@contextmanager
+def _drawn(progress: Progress) -> Iterator[None]:
+    """Draw one line that follows the stage, cut to the width of the terminal; it is gone at the end."""
+    from rich.console import Console
+    from rich.live import Live
+
+    console = Console(stderr=True)
+    with Live(
+        get_renderable=lambda: _picture(progress, console.width), console=console, transient=True, refresh_per_second=4
+    ):
+        yield
+
+
+def _picture(progress: Progress, width: int) -> "Text":
+    """Return name, bar (where there is room for it) and words, in one line of at most `width` columns."""
+    from rich.text import Text
+
+    words = Text(f"{progress.name:<9} ")
+    room = width - len(words.plain) - len(progress.line) - 1
+    if progress.total and room >= SHORTEST_BAR:
+        length = min(LONGEST_BAR, room)
+        full = round(length * min(1.0, progress.done / progress.total))
+        words.append("━" * full, "green").append("━" * (length - full), "bright_black").append(" ")
+    words.append(progress.line)
+    words.truncate(width - 1, overflow="ellipsis")  # the last column makes some terminals wrap
+    words.no_wrap = True
+    return words

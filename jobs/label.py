@@ -12,7 +12,6 @@ from jobs.plan import present_plan
 from jobs.runs import Run
 from jobs.settle import counts_of, settle
 from jobs.tally import Tally
-from pipeline.counts import Counts
 from pipeline.coverage import Coverage, read_coverage
 from pipeline.deltatable import require_deltalake
 from pipeline.errors import IntegrityError
@@ -82,6 +81,7 @@ def open_shards(run: Run, plan: Plan, coverage: Coverage) -> list[Shard]:
 
 def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits: Limits) -> Coverage:
     """Label until every entry's file is there as committed, or a limit is met."""
+    tally = Tally(Counter())
     for _ in range(ROUNDS):
         for shard_id in (lost := coverage.mismatched(run.store)):
             say(f"shard {shard_id}: a file of it is not what the ledger says; labelling it again")
@@ -90,7 +90,7 @@ def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits
         todo = limits.take([shard for shard in open_shards(run, plan, coverage) if shard.id not in failed])
         if not todo or limits.passed():
             return coverage
-        coverage = coverage.extended(_label_shards(run, todo, _task(run, plan, coverage.asked, version), limits))
+        coverage = coverage.extended(_label_shards(run, todo, _task(run, plan, coverage.asked, version), limits, tally))
     if lost := coverage.mismatched(run.store):
         raise IntegrityError(
             f"{len(lost)} shards, such as {lost[0]}, have other files than their ledger says, {ROUNDS} times in a row; nothing "
@@ -107,17 +107,17 @@ def _task(run: Run, plan: Plan, asked: Generation, version: str) -> LabelTask:
     )  # fmt: skip
 
 
-def _label_shards(run: Run, shards: Sequence[Shard], task: LabelTask, limits: Limits) -> dict[str, LedgerEntry]:
+def _label_shards(
+    run: Run, shards: Sequence[Shard], task: LabelTask, limits: Limits, tally: Tally
+) -> dict[str, LedgerEntry]:
     from cluster.dispatch import Failure
     from cluster.labeller import label
 
     entries: dict[str, LedgerEntry] = {}
-    failures, retries = list(run.record["failures"]), Counter[str]()
-    tally = Tally(retries)
-    before = Counts(*(run.record[key] for key in ("images_in", "labelled", "quarantined")))
+    failures = list(run.record["failures"])
     run.start_cluster()
     with stage("label", sum(shard.num_images for shard in shards)) as progress:
-        for shard, outcome in label(shards, task, limits.passed, retries):
+        for shard, outcome in label(shards, task, limits.passed, tally.retried):
             if isinstance(outcome, Failure):
                 failures.append({"shard": shard.id, **asdict(outcome)})
             else:
@@ -127,12 +127,11 @@ def _label_shards(run: Run, shards: Sequence[Shard], task: LabelTask, limits: Li
                 live = outcome.live_counts(shard)
                 limits.count(live.images_in)
                 tally.add(outcome, live)
-                run.count(before + tally.counts)  # a run that is stopped says what it did
+                run.count(tally.counts)  # a run that is stopped says what it did
             progress.remark = tally.words
             progress.advance(shard.num_images)
     run.stage("label", progress.seconds, progress.done)
     run.note(failures=failures, failed_shards=len(failures), images_per_s=round(progress.rate, 1))
-    run.note(retries=tally.retries, time_shares={stage: round(share, 3) for stage, share in tally.shares.items()})
-    if tally.limit:
-        say(tally.limit)
+    run.note(retries=tally.retries, engines=tally.engines)
+    run.note(time_shares={stage: round(share, 3) for stage, share in tally.shares.items()})
     return entries

@@ -90,15 +90,22 @@ def _columns(store: Storage, view: View) -> pa.Schema:
     schemas = [read_schema(store, path) for path in view.files] or [prediction_schema(pa.string())]
     types: dict[str, pa.DataType] = {}
     for field in (field for schema in schemas for field in schema):
-        known = types.setdefault(field.name, field.type)
+        everywhere = all(field.name in other.names for other in schemas)
+        kind = field.type if everywhere else _nullable(field.type)
+        known = types.setdefault(field.name, kind)
         if pa.types.is_null(known):
-            types[field.name] = field.type
-        elif known != field.type and not pa.types.is_null(field.type):
+            types[field.name] = kind
+        elif known != kind and _nullable(known) == _nullable(kind):  # embeddings of two models
+            types[field.name] = _nullable(kind)
+        elif known != kind and not pa.types.is_null(kind):
             what = "image ids are" if field.name == "image_id" else f"the column {field.name} is"
-            raise UsageError(
-                f"{what} {known} and {field.type} in different input files; copy the view into a .csv or .jsonl"
-            )
+            raise UsageError(f"{what} {known} and {kind} in different input files; copy the view into a .csv or .jsonl")
     return pa.schema(list(types.items()), metadata=schemas[0].metadata)
+
+
+def _nullable(kind: pa.DataType) -> pa.DataType:
+    """Return the type for a column in which values are missing: Arrow 25 does not read back a null list of fixed size."""
+    return pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind
 
 
 def _write_parquet(store: Storage, view: View, path: Path) -> None:

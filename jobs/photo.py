@@ -28,7 +28,12 @@ def label_photo(config: Config, path: str, as_json: bool) -> int:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"--image {path}: {error.strerror}; give the path of an image file") from error
-    predictor = Predictor(load_bundle(store, config.model.name, version), max(SHOWN, config.label.top_k))
+    bundle, embeddings = load_bundle(store, config.model.name, version), config.label.embeddings
+    if embeddings:
+        from pipeline.zoo import append_features
+
+        append_features(bundle.net)
+    predictor = Predictor(bundle, max(SHOWN, config.label.top_k), embeddings=embeddings)
     try:
         row = answer(predictor, path, data, config.input.max_pixels, config.label.exact)
     except ImageError as error:

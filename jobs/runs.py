@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import Any
 
+from jobs.closing import closing
 from jobs.config import Config
 from jobs.console import say
 from pipeline import layout
@@ -63,7 +64,7 @@ class Run:
             "skipped": 0, "remaining": 0, "failed_shards": 0, "images_per_s": None,
             "model": None, "fingerprint": None, "exit_code": OK, "failures": [], "failed_files": [], "stages": [],
             "retries": {}, "time_shares": {},
-            "view": None, "config": without_secrets(config.model_dump(mode="json")),
+            "view": None, "review": None, "engines": [], "config": without_secrets(config.model_dump(mode="json")),
             "versions": library_versions(LIBRARIES),
         }  # fmt: skip
 
@@ -172,6 +173,8 @@ def execute(run: Run, work: Callable[[Run], None]) -> int:
     except (StorageError, TransientError) as error:
         say(f"the run's record cannot be written: {error}")
         run.end(FAILED, "the store cannot be written")
+    for line in closing(run.record, run.store.url):
+        say(line)
     return conclude(run)
 
 

@@ -12,6 +12,7 @@ from pipeline.deltatable import sync_table
 from pipeline.ledger import LedgerEntry
 from pipeline.plans import Plan
 from pipeline.publication import View, publish, read_view
+from pipeline.review import write_review
 from pipeline.shards import Shard
 from pipeline.storage import join
 
@@ -42,7 +43,8 @@ def settle(
     else:
         view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
         run.note(view=view.n, duplicates=view.document["duplicates"])
-        _announce(run, view, changed, new)
+        _announce(view, changed)
+        _review(run, plan, view, coverage)
         if view.document["plan"] > plan.n:
             run.end(
                 HELD,
@@ -102,11 +104,14 @@ def _about(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _announce(run: Run, view: View, changed: bool, new: Counts) -> None:
-    say(
-        f"{counted(new.images_in)} in = {new.labelled:,} labelled + {new.quarantined:,} quarantined; "
-        f"{run.record['skipped']:,} were done before"
-    )
+def _review(run: Run, plan: Plan, view: View, coverage: Coverage) -> None:
+    """Write what a person should look at, unless the view is of a plan that this run knows nothing of."""
+    below = run.config.label.review_below
+    if below is not None and view.document["plan"] <= plan.n:
+        run.note(review=write_review(run.store, view, coverage.entries, below).to_json())
+
+
+def _announce(view: View, changed: bool) -> None:
     if view.document["duplicates"]:
         say(f"quarantined with both locations: {counted(view.document['duplicates'], 'row')} whose image id is taken")
     labels = f"{view.counts.labelled:,} labels"

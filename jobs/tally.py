@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 from pipeline.counts import Counts
 from pipeline.ledger import LedgerEntry
@@ -15,16 +16,25 @@ ADVICE = {
 }
 
 
+ENGINE = ("engine", "precision", "device", "decoding")
+
+
 class Tally:
     """Sums over the shards that were committed."""
 
-    def __init__(self, retries: Mapping[str, int]) -> None:
-        self.counts = Counts()
-        self._retries, self._seconds = retries, defaultdict[str, float](float)
+    def __init__(self, retried: Counter[str]) -> None:
+        self.counts, self.retried = Counts(), retried
+        self._seconds = defaultdict[str, float](float)
+        self._engines: dict[tuple[Any, ...], dict[str, Any]] = {}
 
     def add(self, entry: LedgerEntry, counts: Counts) -> None:
         """Take in a committed shard and what of it is live."""
         self.counts += counts
+        used = {name: entry.used.get(name) for name in ENGINE}
+        engine = self._engines.setdefault(
+            tuple(used.values()), {**used, "agreement": entry.used.get("agreement"), "images": 0}
+        )
+        engine["images"] += counts.images_in
         for stage, seconds in entry.seconds.items():
             self._seconds[stage] += seconds
 
@@ -38,7 +48,7 @@ class Tally:
     @property
     def words(self) -> str:
         """The part of the progress line behind the rate; empty before the first shard."""
-        retries = sum(self._retries.values())
+        retries = sum(self.retried.values())
         parts = [f"{self.counts.quarantined:,} quarantined"] if self.counts.quarantined else []
         parts += [f"{retries:,} {'retry' if retries == 1 else 'retries'}"] if retries else []
         parts += [" ".join(f"{stage} {share:.0%}" for stage, share in self.shares.items())] if self.shares else []
@@ -47,10 +57,20 @@ class Tally:
     @property
     def limit(self) -> str:
         """Say in a sentence what most of the labellers' time went into; empty when nothing was labelled."""
-        stage, share = next(iter(self.shares.items()), ("", 0.0))
-        return f"{share:.0%} of the labellers' time went into {ADVICE[stage]}" if stage in ADVICE else ""
+        return limit(self.shares)
 
     @property
     def retries(self) -> dict[str, int]:
         """Retries by kind of error."""
-        return dict(Counter(self._retries))
+        return dict(self.retried)
+
+    @property
+    def engines(self) -> list[dict[str, Any]]:
+        """What labelled, the one with most images first, with its agreement with the reference."""
+        return sorted(self._engines.values(), key=lambda engine: -engine["images"])
+
+
+def limit(shares: Mapping[str, float]) -> str:
+    """Say in a sentence what the largest share of the labellers' time went into; empty when there is none."""
+    stage = max(shares, key=lambda stage: shares[stage], default="")
+    return f"{shares[stage]:.0%} of the labellers' time went into {ADVICE[stage]}" if stage in ADVICE else ""

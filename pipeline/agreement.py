@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.logits import Logits, log_softmax
 from pipeline.settings import LabelSettings
@@ -11,11 +12,15 @@ from pipeline.settings import LabelSettings
 
 @dataclass(frozen=True)
 class Agreement:
-    """Measured on `photos` images: share of equal top-1 classes, and mean |difference| of the reference's top probability."""
+    """Measured on `photos` images: share of equal top-1 classes, and mean |difference| of the reference's top probability.
+
+    Where embeddings are asked for also the mean cosine between both, which is recorded and bounds nothing.
+    """
 
     photos: int
     top1: float
     difference: float
+    cosine: float | None = None
 
     def within(self, settings: LabelSettings) -> bool:
         """Say whether the fast path may be used. Without a photo nothing is known, so it may not."""
@@ -23,23 +28,32 @@ class Agreement:
 
     def __str__(self) -> str:
         same = round(self.top1 * self.photos)
-        return f"the reference's label on {same} of {self.photos} photos, probabilities {self.difference:.4f} apart"
+        embeddings = f", embeddings at a cosine of {self.cosine:.4f}" if self.cosine is not None else ""
+        return f"the reference's label on {same} of {self.photos} photos, probabilities {self.difference:.4f} apart{embeddings}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields as a JSON object."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def measure(reference: Logits, other: Logits, temperature: float) -> Agreement:
-    """Compare two engines' logits [N, K] of the same photos. Numbers that are not finite agree with nothing."""
+def measure(reference: Logits, other: Logits, temperature: float, num_classes: int) -> Agreement:
+    """Compare two engines' answers for the same photos, [N, K] or [N, K + D]. What is not finite agrees with nothing."""
     if not len(reference):
         return Agreement(0, 0.0, 1.0)
     finite = np.asarray(np.isfinite(reference).all(axis=1) & np.isfinite(other).all(axis=1))
-    top, rows = reference.argmax(axis=1), np.arange(len(reference))
-    expected, found = (
-        np.exp(log_softmax(np.where(finite[:, None], logits, 0), temperature))[rows, top]
-        for logits in (reference, other)
+    (expected, features), (found, others) = (
+        np.split(np.where(finite[:, None], answer, np.float32(0)), [num_classes], axis=1)
+        for answer in (reference, other)
     )
-    differences = np.where(finite, np.abs(expected - found), 1.0)
-    same = finite & (other.argmax(axis=1) == top)
-    return Agreement(len(top), round(float(same.mean()), 6), round(float(differences.mean()), 6))
+    top, rows = reference[:, :num_classes].argmax(axis=1), np.arange(len(reference))
+    sure, seems = (np.exp(log_softmax(logits, temperature))[rows, top] for logits in (expected, found))
+    differences = np.where(finite, np.abs(sure - seems), 1.0)
+    same = finite & (other[:, :num_classes].argmax(axis=1) == top)
+    cosine = round(float(_cosines(features, others).mean()), 6) if features.shape[1] else None
+    return Agreement(len(top), round(float(same.mean()), 6), round(float(differences.mean()), 6), cosine)
+
+
+def _cosines(features: Logits, others: Logits) -> npt.NDArray[np.float64]:
+    """Return the cosine between the vectors of each row of [N, D], 0 where one has no length."""
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1) * np.linalg.norm(others, axis=1)
+    return np.asarray(np.einsum("nd,nd->n", features, others, dtype=np.float64) / np.where(lengths > 0, lengths, 1.0))

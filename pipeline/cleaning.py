@@ -57,7 +57,7 @@ def superfluous(store: Storage, scope: Scope, with_models: bool = False) -> Foun
     folders = {
         "views": layout.published(dataset), "ledger": f"ledger/{dataset}", "labels": layout.table(dataset),
         "quarantine": f"quarantine/{dataset}", "plans": layout.plans(dataset), "features": f"features/{dataset}",
-        "trainings": "trainings", "runs": "runs", "models": f"models/{scope.model}", "cache": "cache",
+        "trainings": "trainings", "runs": "runs", "models": f"models/{scope.model}", "cache": "cache", "reviews": layout.reviews(dataset),
     }  # fmt: skip
     listed = {kind: list(store.list(folder)) for kind, folder in folders.items()}
     views = _kept_views(store, scope, listed["views"], _delta_view(store, scope, listed["labels"]))
@@ -74,6 +74,7 @@ def superfluous(store: Storage, scope: Scope, with_models: bool = False) -> Foun
         "runs": _runs(store, scope, documents, listed["runs"]),
         "models": _models(store, scope, documents, listed["models"], listed["runs"]) if with_models else [],
         "cache": _cache(scope, listed["cache"]),
+        "reviews": [entry for entry in listed["reviews"] if scope.old([entry]) and _number(entry) not in views],
         "temporary": [entry for entry in _temporary(store) if scope.old([entry])],
     }
 
@@ -307,4 +308,4 @@ def _is_rollup(entry: Entry) -> bool:
 
 
 def _stem(entry: Entry) -> str:
-    return entry.path.rsplit("/", 1)[-1].removesuffix(".json")
+    return entry.path.rsplit("/", 1)[-1].removesuffix(".json").removesuffix(".parquet")

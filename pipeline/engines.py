@@ -72,7 +72,7 @@ def open_engine(
         When label.engine or label.precision name what this node does not have, or what disagrees with the reference.
     """
     cache = EngineCache(store)
-    shop = Workshop(store, cache, manifest, node, settings.batch_size)
+    shop = Workshop(store, cache, manifest, node, settings.batch_size, settings.embeddings)
     if settings.exact:
         return shop.open(EXACT.candidate), EXACT
     path = f"engines/{choice_key(manifest, settings, node)}.json"
@@ -94,6 +94,8 @@ def open_engine(
 def choice_key(manifest: Manifest, settings: LabelSettings, node: Node) -> str:
     """Return what a choice holds for: this bundle, asked so, on this kind of node, with these libraries."""
     asked = settings.model_dump(include={"engine", "precision", "min_agreement", "max_difference", "batch_size"})
+    if settings.embeddings:
+        asked["embeddings"] = True
     libraries = [f"{name} {installed(name)}" for name in ("torch", "openvino", "pillow", "simplejpeg")]
     return digest([ENGINES_VERSION, manifest.id, asked, libraries, asdict(node)])
 
@@ -141,7 +143,7 @@ class Trial:
         if not len(self._exact):
             said = "no photo to compare with yet, so no shortcuts: Pillow and torch fp32"
             return self._shop.open(EXACT.candidate), Choice(EXACT.candidate, True, said)
-        expected = self._shop.reference_logits(self._exact)
+        expected = self._shop.reference_answers(self._exact)
         if self._reference_is_enough():
             return self._reference(expected, "a network so small is faster than decoding in any engine")
         for group in candidates(self._settings, self._shop.node):
@@ -185,12 +187,16 @@ class Trial:
     def _gate(self, engine: Engine, candidate: Candidate, expected: Logits) -> tuple[bool, Agreement] | None:
         """Return whether decoding must be exact and how well they agree, None when it agrees in no way."""
         for exact, pixels in ((False, self._fast), (True, self._exact)):
-            found = measure(expected, engine(pixels), self._manifest.temperature) if len(pixels) else None
+            found = self._measured(engine, pixels, expected) if len(pixels) else None
             if found and found.within(self._settings):
                 return exact, found
             if found:
                 self._notes.append(f"{candidate} with {'exact' if exact else 'fast'} decoding gives {found}")
         return None
+
+    def _measured(self, engine: Engine, pixels: Pixels, expected: Logits) -> Agreement:
+        manifest = self._manifest
+        return measure(expected, engine(pixels), manifest.temperature, len(manifest.architecture.classes))
 
     def _reference(self, expected: Logits, why: str) -> tuple[Engine, Choice]:
         engine = self._shop.open(EXACT.candidate)

@@ -7,7 +7,7 @@ which names them. A retry, a zombie or a second run repeats work and corrupts no
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from threading import Lock
 from time import perf_counter
 from typing import Any
@@ -23,7 +23,7 @@ from pipeline.counts import Counts
 from pipeline.engines import EXACT, Choice, open_engine
 from pipeline.errors import ImageError, ModelError
 from pipeline.ledger import LedgerEntry, commit
-from pipeline.logits import Engine, log_softmax
+from pipeline.logits import Engine, Logits, log_softmax
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.results import Answers, Results, best
 from pipeline.rows import Row, ShardReader
@@ -38,36 +38,57 @@ from pipeline.workshop import this_node
 class Predictor:
     """A bundle with an engine: answers for pixels. Without an engine it is the reference, and the bundle has its network."""
 
-    def __init__(self, bundle: Manifest, top_k: int, engine: Engine | None = None, choice: Choice = EXACT) -> None:
+    def __init__(
+        self,
+        bundle: Manifest,
+        top_k: int,
+        engine: Engine | None = None,
+        choice: Choice = EXACT,
+        embeddings: bool = False,
+    ) -> None:
         self.bundle, self.transforms, self.choice = bundle, bundle.architecture.transforms, choice
         self.engine = engine or _reference(bundle)
-        self._top_k = min(top_k, len(bundle.architecture.classes))
+        self._num_classes, self._embeddings = len(bundle.architecture.classes), embeddings
+        self._top_k = min(top_k, self._num_classes)
 
     def used(self) -> dict[str, Any]:
         """Return the engine, how it was chosen and how well it agrees, for the ledger."""
         return self.engine.describe() | self.choice.describe()
 
+    @cached_property
+    def embedding_size(self) -> int:
+        """What the engine answers besides logits, 0 without embeddings; it is asked for a black image."""
+        side, channels = self.transforms.crop_px, self.transforms.num_channels
+        black = np.zeros((1, side, side, channels), np.uint8)
+        return self.engine(black).shape[1] - self._num_classes if self._embeddings else 0
+
     def log_probabilities(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Return float64 [B, K]; ModelError when the network answers with anything but finite numbers."""
+        return log_softmax(self._output(batch)[:, : self._num_classes], self.bundle.temperature)
+
+    def _output(self, batch: Batch) -> Logits:
         if not batch.good:
-            return np.empty((0, len(self.bundle.architecture.classes)))
-        logits = self.engine(batch.pixels)
-        finite = np.isfinite(logits).all(axis=1)
+            return np.empty((0, self._num_classes + self.embedding_size), np.float32)
+        output = self.engine(batch.pixels)
+        finite = np.isfinite(output).all(axis=1)
         if not finite.all():
             raise ModelError(
                 f"bundle {self.bundle.id} answers {batch.good[int(finite.argmin())].uri} with NaN or infinite numbers, "
                 "expected finite ones: its training diverged or its weights are damaged. Train again (perhaps with a "
                 "lower train.learning_rate), or name another version in model.version"
             )
-        return log_softmax(logits, self.bundle.temperature)
-
-    def probabilities(self, batch: Batch) -> npt.NDArray[np.float32]:
-        """Return float32 [B, K]; each row sums to 1."""
-        return np.exp(self.log_probabilities(batch)).astype(np.float32)
+        return output
 
     def answers(self, batch: Batch) -> Answers:
-        """Return the best classes of each image."""
-        return best(self.probabilities(batch), self._top_k)
+        """Return the best classes of each image, and its embedding where that is asked for."""
+        output = self._output(batch)
+        log_probabilities = log_softmax(output[:, : self._num_classes], self.bundle.temperature)
+        answers = best(np.exp(log_probabilities).astype(np.float32), self._top_k)
+        return replace(answers, embeddings=output[:, self._num_classes :]) if self._embeddings else answers
+
+    def results(self) -> Results:
+        """Return where the answers of a shard are gathered."""
+        return Results(self.bundle.id, self.bundle.architecture.classes.names, self.embedding_size)
 
 
 class Labeller:
@@ -98,7 +119,7 @@ class Labeller:
             decode = partial(decode_photos, transforms, self._task.input.max_pixels)
             node = this_node(self._task.threads)
             engine, choice = open_engine(self._store, self._manifest, label, node, decode, photos)
-            predictor = Predictor(self._manifest, label.top_k, engine, choice)
+            predictor = Predictor(self._manifest, label.top_k, engine, choice, label.embeddings)
             if choice.agreement or label.exact:  # else the next shard may have photos to compare with
                 self._predictor = predictor
             return predictor
@@ -124,7 +145,7 @@ def label_shard(
         When rows in differ from rows out.
     """
     seconds: dict[str, float] = defaultdict(float)
-    results = Results(predictor.bundle.id, predictor.bundle.architecture.classes.names)
+    results = predictor.results()
     decode_row = hashing(decoder(predictor.transforms, task.input.max_pixels, predictor.choice.exact_decoding, budget))
     chunks = reader.read(shard, task.label.batch_size)
     for batch in decoded_batches(chunks, decode_row, predictor.transforms, task.threads, budget):
@@ -153,7 +174,7 @@ def answer(predictor: Predictor, path: str, data: bytes, max_pixels: int, exact:
     batch = next(decoded_batches(iter([[row]]), decode_row, predictor.transforms, 1))
     for _, error in batch.bad:
         raise error
-    results = Results(predictor.bundle.id, predictor.bundle.architecture.classes.names)
+    results = predictor.results()
     results.add(batch, predictor.answers(batch))
     prediction: dict[str, Any] = results.labels(pa.string()).to_pylist()[0]
     return prediction

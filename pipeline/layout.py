@@ -65,6 +65,16 @@ def published(dataset: str) -> str:
     return f"published/{dataset}"
 
 
+def review(dataset: str, n: int) -> str:
+    """Path of the labels of view n that a person should look at."""
+    return f"{reviews(dataset)}/{n}.parquet"
+
+
+def reviews(dataset: str) -> str:
+    """Folder of a data set's review files."""
+    return f"review/{dataset}"
+
+
 def identities(dataset: str) -> str:
     """Folder of a data set's digests of image ids: a cache."""
     return f"cache/identities/{dataset}"

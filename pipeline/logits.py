@@ -15,7 +15,10 @@ OUT_OF_MEMORY = re.compile(r"bad.alloc|allocate memory", re.IGNORECASE)
 
 
 class Engine(Protocol):
-    """A network that is ready to answer. Several threads may call it at a time: it takes them in turn."""
+    """A network that is ready to answer. Several threads may call it at a time: it takes them in turn.
+
+    Where embeddings are asked for it answers [B, K + D]: logits, and behind them the features that enter the classifier.
+    """
 
     def __call__(self, pixels: Pixels) -> Logits:
         """Return float32 [B, K] of uint8 [B, H, W, C].

@@ -114,9 +114,9 @@ def _with_normalisation(model: ov.Model, transforms: Transforms) -> ov.Model:
     return prepared.build()
 
 
-def convert_key(bundle_id: str) -> str:
+def convert_key(bundle_id: str, *asked: str) -> str:
     """Return the name of a bundle's converted model: another OpenVINO may convert and read it otherwise."""
-    return digest([CONVERSION_VERSION, bundle_id, ov.__version__])
+    return digest([CONVERSION_VERSION, bundle_id, ov.__version__, *asked])
 
 
 def pack(model: ov.Model) -> bytes:

@@ -65,7 +65,20 @@ def environment() -> Environment:
         lstrip_blocks=True,
         finalize=lambda value: "" if value is None else value,
     )
-    filters = (number, rate, percent, decimal, duration, moment, speak, matrix, confused_pairs, class_rows, flat)
+    filters = (
+        number,
+        rate,
+        percent,
+        decimal,
+        duration,
+        moment,
+        speak,
+        matrix,
+        confused_pairs,
+        class_rows,
+        flat,
+        spoken_counts,
+    )
     made.filters.update({function.__name__: function for function in filters})
     made.globals.update(ticks=ticks, scale=scale, curves=curves)
     made.globals.update(MAX_MATRIX_CLASSES=MAX_MATRIX_CLASSES, MAX_BARS=MAX_BARS, MAX_LISTED=MAX_LISTED)
@@ -116,6 +129,11 @@ def duration(seconds: Any) -> str:
     if not hours:
         return f"{minutes} min {s} s"
     return f"{hours} h {minutes_left} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def spoken_counts(counts: dict[str, int]) -> str:
+    """Write counts by kind, the most frequent first: `9 x worker, 2 x storage`."""
+    return ", ".join(f"{number(count)} x {kind}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def moment(text: Any) -> str:

@@ -91,4 +91,6 @@ def generation(dataset: str, model: str, version: str, source: InputSettings, la
         asked["filter"] = sorted(source.model_dump(mode="json")["filter"], key=repr)
     if label.columns:
         asked["columns"] = list(label.columns)
+    if label.embeddings:
+        asked["embeddings"] = True
     return Generation(dataset, model, digest(asked, 12))

@@ -24,6 +24,7 @@ class Answers:
 
     indices: npt.NDArray[np.int32]  # [B, k]
     probabilities: npt.NDArray[np.float32]  # [B, k]
+    embeddings: npt.NDArray[np.float32] | None = None  # [B, D]
 
 
 def best(probabilities: npt.NDArray[np.float32], top_k: int) -> Answers:
@@ -42,8 +43,8 @@ def best(probabilities: npt.NDArray[np.float32], top_k: int) -> Answers:
 class Results:
     """The rows of one shard, in the order in which they came; their bytes are not kept."""
 
-    def __init__(self, model: str, names: Sequence[str]) -> None:
-        self._model, self._names = model, pa.array(names, pa.string())
+    def __init__(self, model: str, names: Sequence[str], embedding_size: int = 0) -> None:
+        self._model, self._names, self._embedding_size = model, pa.array(names, pa.string()), embedding_size
         self._columns: dict[str, list[Any]] = defaultdict(list)
         self._extra: list[Mapping[str, Any]] = []
         self._answers: list[Answers] = []
@@ -61,7 +62,7 @@ class Results:
 
     def labels(self, id_type: pa.DataType, extra: Sequence[pa.Field] = ()) -> pa.Table:
         """Return the label table; `extra` are the fields of the input's columns that are passed through."""
-        schema, answers = prediction_schema(id_type, extra), self._all()
+        schema, answers = prediction_schema(id_type, extra, self._embedding_size), self._all()
         indices, probabilities = answers.indices, answers.probabilities
         count, top_k = indices.shape
         flat = pa.array(indices.reshape(-1))
@@ -74,6 +75,7 @@ class Results:
             "confidence": pa.array(probabilities[:, 0]),
             "top_k": pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(top, fields=list(TOP_K.value_type))),
             "model": pa.repeat(self._model, count),
+            "embedding": self._embeddings(),
             **{field.name: column_of((row[field.name] for row in self._extra), field.type) for field in extra},
         }
         columns = [
@@ -99,6 +101,11 @@ class Results:
         """Return the labelled rows per twentieth of confidence."""
         counts: list[int] = np.histogram(self._all().probabilities[:, 0], CONFIDENCE_BINS, (0, 1))[0].tolist()
         return counts
+
+    def _embeddings(self) -> pa.Array:
+        parts = [answers.embeddings.reshape(-1) for answers in self._answers if answers.embeddings is not None]
+        flat = pa.array(np.concatenate([np.empty(0, np.float32), *parts]))
+        return pa.FixedSizeListArray.from_arrays(flat, max(1, self._embedding_size))
 
     def _all(self) -> Answers:
         none = Answers(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32))

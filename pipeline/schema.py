@@ -10,8 +10,12 @@ SCHEMA_VERSION = "1"
 TOP_K = pa.list_(pa.struct([("label", pa.string()), ("class_index", pa.int32()), ("probability", pa.float32())]))
 
 
-def prediction_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = ()) -> pa.Schema:
-    """Return the schema of a label file; ids and the columns passed through (`extra`) keep the types of the input."""
+def prediction_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = (), embedding_size: int = 0) -> pa.Schema:
+    """Return the schema of a label file; ids and the columns passed through (`extra`) keep the types of the input.
+
+    The column `embedding` is there where embeddings have a size.
+    """
+    embedding = [("embedding", pa.list_(pa.float32(), embedding_size))] if embedding_size else []
     return pa.schema(
         [
             ("image_id", id_type),
@@ -25,6 +29,7 @@ def prediction_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = ()) -> p
             ("model", pa.string()),  # name@version of the bundle
             ("content_hash", pa.string()),  # SHA-256 of the encoded bytes, hex
             ("segment", pa.string()),  # file version and row range that the row was read from
+            *embedding,  # what enters the classifier
             *((field.name, field.type) for field in extra),
         ],
         metadata={"nightshift.schema": f"predictions/{SCHEMA_VERSION}"},
@@ -49,7 +54,9 @@ def quarantine_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = ()) -> p
     )
 
 
-OWN_COLUMNS = frozenset((*prediction_schema(pa.string()).names, *quarantine_schema(pa.string()).names))
+OWN_COLUMNS = frozenset(
+    (*prediction_schema(pa.string(), embedding_size=1).names, *quarantine_schema(pa.string()).names)
+)
 
 
 def table_of(rows: Sequence[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -156,6 +156,8 @@ class LabelSettings(Section):
 
     top_k: int = Field(5, gt=0)
     columns: tuple[str, ...] = Field((), description="columns and hive partitions of the input to copy to the labels")
+    embeddings: bool = Field(False, description="also write what enters the classifier, as the column embedding")
+    review_below: float | None = Field(None, gt=0, le=1, description="labels less sure go to review/, to be looked at")
     relabel: Literal["all", "new"] = Field("all", description="what a new production model labels: all, or new images")
     max_images: int | None = Field(None, gt=0, description="label whole shards until there are so many images: exit 5")
     deadline: str | None = Field(None, description="take no new shard after a duration (5h, 90m) or at a time (06:00)")

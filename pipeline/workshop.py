@@ -60,8 +60,11 @@ class Candidate:
 class Workshop:
     """Opens engines for a bundle, each once."""
 
-    def __init__(self, store: Storage, cache: EngineCache, manifest: Manifest, node: Node, batch_size: int) -> None:
-        self.node = node
+    def __init__(
+        self, store: Storage, cache: EngineCache, manifest: Manifest, node: Node, batch_size: int,
+        embeddings: bool = False,
+    ) -> None:  # fmt: skip
+        self.node, self._embeddings = node, embeddings
         self._store, self._cache, self._manifest, self._batch_size = store, cache, manifest, batch_size
         self._network: nn.Module | None = None
         self._opened: dict[Candidate, Engine] = {}
@@ -92,17 +95,26 @@ class Workshop:
         small = self._manifest.architecture.transforms.crop_px <= TINY_PX
         return small and self._store.stat(weights).size_bytes <= TINY_BYTES
 
-    def reference_logits(self, pixels: Pixels) -> Logits:
-        """Return the reference's float32 [N, K], computed once per bundle and set of photos."""
+    def reference_answers(self, pixels: Pixels) -> Logits:
+        """Return the reference's float32 [N, K], or [N, K + D] with embeddings, computed once per bundle and set of photos."""
         seen = hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()
-        path = f"reference/{digest([self._manifest.id, seen])}.safetensors"
+        path = f"reference/{digest([self._manifest.id, seen, *self._asked()])}.safetensors"
         logits = self._cache.logits(path)
-        if logits is None or logits.shape != (len(pixels), len(self._manifest.architecture.classes)):
+        if logits is None or not self._is_answer(logits, len(pixels)):
             engine = self.open(Candidate("reference", "fp32"))
             starts = range(0, len(pixels), REFERENCE_BATCH)
             logits = np.concatenate([engine(pixels[start : start + REFERENCE_BATCH]) for start in starts])
             self._cache.keep_logits(path, logits)
         return logits
+
+    def _asked(self) -> tuple[str, ...]:
+        """Return what the names of cached things say besides the bundle."""
+        return ("embeddings",) if self._embeddings else ()
+
+    def _is_answer(self, logits: Logits, num_photos: int) -> bool:
+        num_classes = len(self._manifest.architecture.classes)
+        fits = logits.shape[1] > num_classes if self._embeddings else logits.shape[1] == num_classes
+        return fits and len(logits) == num_photos
 
     def _reference(self, candidate: Candidate) -> Engine:
         from pipeline.engine import TorchEngine
@@ -122,7 +134,7 @@ class Workshop:
     def _openvino(self, candidate: Candidate) -> Engine:
         from pipeline.openvinoengine import OpenVINOEngine, convert, convert_key
 
-        path = f"openvino/{convert_key(self._manifest.id)}.zip"
+        path = f"openvino/{convert_key(self._manifest.id, *self._asked())}.zip"
         model = self._cache.model(path)
         if model is not None:
             try:
@@ -141,4 +153,8 @@ class Workshop:
             from pipeline.bundle import load_bundle
 
             self._network = load_bundle(self._store, self._manifest.name, self._manifest.version).net
+            if self._embeddings:
+                from pipeline.zoo import append_features
+
+                append_features(self._network)
         return self._network

@@ -151,6 +151,38 @@ def head_of(net: nn.Module) -> nn.Linear:
     return _find_head(net)[2]
 
 
+class _WithFeatures(nn.Module):
+    """A head that answers with its logits and, behind them, what it was given: one output, [B, K + D]."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return [B, K + D] of features [B, D]."""
+        return torch.cat([self.head(features), features], dim=1)
+
+
+class _WithPooledMaps(_WithFeatures):
+    """SqueezeNet's own head, which is given maps: its features are their means."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return [B, K + D, 1, 1] of maps [B, D, H, W]."""
+        return torch.cat([self.head(features), nn.functional.adaptive_avg_pool2d(features, 1)], dim=1)
+
+
+def append_features(net: nn.Module) -> None:
+    """Make the network return [B, K + D], in place: its logits, and behind them the features that they are made of.
+
+    So every engine, which knows networks with one output only, gives both. The state dict has other names afterwards.
+    """
+    if type(net).__name__ == "SqueezeNet" and not any(isinstance(module, nn.Linear) for module in net.modules()):
+        net.classifier = _WithPooledMaps(net.classifier)  # type: ignore[arg-type]
+        return
+    parent, name, head = _find_head(net)
+    setattr(parent, name, _WithFeatures(head))
+
+
 def _find_head(net: nn.Module) -> tuple[nn.Module, str, nn.Linear]:
     """Return the last linear layer below `fc`, `classifier`, `heads` or `head`, with its parent and name."""
     for attribute in ("fc", "classifier", "heads", "head"):

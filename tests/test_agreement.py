@@ -20,13 +20,32 @@ EVEN, LEFT, RIGHT = [0.0, 0.0], [LOG3, 0.0], [0.0, LOG3]  # probabilities 1/2 1/
     ],
 )
 def test_agreement_of_known_logits(reference, other, top1, difference):
-    found = measure(np.array(reference, np.float32), np.array(other, np.float32), 1.0)
+    found = measure(np.array(reference, np.float32), np.array(other, np.float32), 1.0, 2)
     assert (found.photos, found.top1, found.difference) == (2, top1, pytest.approx(difference, abs=1e-5))
 
 
 def test_probabilities_are_the_calibrated_ones():
-    found = measure(np.array([[2 * LOG3, 0]], np.float32), np.array([[0, 0]], np.float32), temperature=2)
+    found = measure(np.array([[2 * LOG3, 0]], np.float32), np.array([[0, 0]], np.float32), 2.0, 2)
     assert found.difference == pytest.approx(0.25, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reference", "other", "cosine"),
+    [
+        ([3.0, 4.0], [6.0, 8.0], 1.0),
+        ([1.0, 0.0], [0.0, 1.0], 0.0),
+        ([1.0, 0.0], [1.0, 1.0], 0.707107),
+        ([0.0, 0.0], [1.0, 1.0], 0.0),
+        ([1.0, 0.0], [np.inf, 0.0], 0.0),
+    ],
+)
+def test_embeddings_behind_the_logits_are_compared_by_their_cosine(reference, other, cosine):
+    answers = [np.array([[*LEFT, *features]], np.float32) for features in (reference, other)]
+    found = measure(*answers, 1.0, 2)
+    assert found.cosine == pytest.approx(cosine, abs=1e-6)
+    assert found.top1 == float(np.isfinite(other).all())
+    assert found.difference == (0.0 if found.top1 else 1.0)
+    assert str(found).endswith(f", embeddings at a cosine of {cosine:.4f}")
 
 
 @pytest.mark.parametrize(
@@ -37,7 +56,7 @@ def test_probabilities_are_the_calibrated_ones():
         (Agreement(64, 1.0, 0.021), False),
         (Agreement(1, 1.0, 0.0), True),
         (Agreement(0, 1.0, 0.0), False),
-        (measure(np.empty((0, 2), np.float32), np.empty((0, 2), np.float32), 1.0), False),
+        (measure(np.empty((0, 2), np.float32), np.empty((0, 2), np.float32), 1.0, 2), False),
     ],
 )
 def test_bounds_are_inclusive_and_no_photo_is_no_agreement(agreement, within):

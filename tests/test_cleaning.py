@@ -361,3 +361,19 @@ def test_the_roll_up_stays_with_its_generation_and_a_night_reads_nothing_else(
     monkeypatch.setattr("pipeline.ledger._read", refuse)
     again = nightshift(config, "nightly")
     assert (again.code, again.record["skipped"], again.record["images_in"]) == (0, 20, 0)
+
+
+def test_review_files_stay_as_long_as_their_views(night, model, nightshift, local_ray):
+    config = night.config(label={"review_below": 1.0})
+    for name in "abc":
+        night.write(f"{name}.parquet", [f"{name}{n}" for n in range(5)])
+        assert nightshift(config, "nightly").record["review"]["rows"] > 0
+        age(night, 20)
+    gone = clean(night, config, days=30)
+    assert "review/data/1.parquet" in gone
+    assert "review/data/3.parquet" in files(night)
+    assert {path for path in files(night) if path.startswith("review/")} == {
+        path.replace("published/", "review/").replace(".json", ".parquet")
+        for path in files(night)
+        if path.startswith("published/")
+    }

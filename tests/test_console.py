@@ -1,6 +1,9 @@
 import io
 import itertools
 import re
+import sys
+import threading
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -72,25 +75,68 @@ def test_stage_in_which_nothing_was_done_says_nothing(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_long_stage_says_every_ten_seconds_how_far_it_is(clock, capsys):
-    with stage("label", 100) as progress:
-        for _ in range(8):
-            clock.now += 5
-            progress.advance(2)
-    assert capsys.readouterr().err.splitlines() == [
-        "label: 4 of 100 images, 240 s left, 0.4/s",
-        "label: 8 of 100 images, 230 s left, 0.4/s",
-        "label: 12 of 100 images, 220 s left, 0.4/s",
-        "label: 16 of 100 images, 210 s left, 0.4/s",
-        "label     16 images in 40.0 s, 0.4/s",
-    ]
+def test_it_waits_for_workers_until_something_has_ended(clock):
+    progress = Progress("label", 100, "images")
+    clock.now += 75
+    assert progress.line == "waiting for workers, 1:15"
+    assert Progress("plan", None, "files").line == "nothing yet, 0:00"
 
 
-def test_stage_of_unknown_length_says_what_is_done(clock, capsys):
+def test_time_left_follows_the_rate_since_the_first_result_and_is_not_guessed_before(clock):
+    """Workers start for 20 s, then 100 images come every second."""
+    progress = Progress("label", 10_000, "images")
+    progress.remark = "decode 90%"
+    clock.now += 20
+    progress.advance(100)
+    assert progress.line == "100 of 10,000 images, 5.0/s, decode 90%"
+    for _ in range(19):
+        clock.now += 1
+        progress.advance(100)
+        assert "left" not in progress.line
+    clock.now += 1
+    progress.advance(100)
+    assert progress.line == "2,100 of 10,000 images, 1:19 left, 100/s, decode 90%"
+    clock.now += 20  # nothing more comes: the rate says so
+    assert progress.line == "2,100 of 10,000 images, 2:38 left, 50/s, decode 90%"
+
+
+def test_results_that_come_at_once_are_no_rate(clock):
+    progress = Progress("label", 1000, "images")
+    clock.now += 0.5
+    for _ in range(4):
+        progress.advance(10)
+    clock.now += 1.9
+    assert progress.seconds_left is None
+    clock.now += 0.1
+    assert progress.seconds_left == 64
+    progress.advance(2000)  # more than there was to do, as a run that repeats shards
+    assert progress.seconds_left == 0
+
+
+def test_stage_of_unknown_length_says_what_is_done(clock):
     progress = Progress("plan", None, "files")
     clock.now += 11
     progress.advance(22)
-    assert capsys.readouterr().err == "plan: 22 files, 2.0/s\n"
+    assert progress.line == "22 files, 2.0/s"
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(0.4, "0:00"), (59.6, "1:00"), (750, "12:30"), (18000, "5:00:00")])
+def test_times_are_written_as_on_a_clock(seconds, words):
+    assert console.clock(seconds) == words
+
+
+def test_elsewhere_a_line_comes_every_ten_seconds_also_when_nothing_ends(monkeypatch, capsys):
+    assert console.LINE_EVERY_S == 10
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0.005)
+    said, deadline = "", time.monotonic() + 20
+    with stage("label", 100) as progress:
+        while "waiting for workers, 0:00\n" not in said and time.monotonic() < deadline:
+            said += capsys.readouterr().err
+        progress.advance(50)
+        while "label: 50 of 100 images, " not in said and time.monotonic() < deadline:
+            said += capsys.readouterr().err
+    assert re.match(r"(label: waiting for workers, 0:00\n)+(label: 50 of 100 images, [\d,.]+/s\n)+", said)
+    assert not [thread for thread in threading.enumerate() if thread.name == "progress"]
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x")], ids=["ctrl-c", "error"])
@@ -106,27 +152,39 @@ def test_stage_that_is_cut_short_says_what_was_done_and_lets_the_error_through(c
     assert capsys.readouterr().err == "label     30 images in 2.0 s, 15/s\n"
 
 
-def test_terminal_shows_a_bar_with_rate_and_time_left(open_terminal, clock):
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_a_terminal_shows_one_line_that_fits(clock, width):
+    progress = Progress("label", 1_000_000, "images")
+    progress.remark = "1,234 quarantined, 12 retries, decode 60% engine 30% storage 9% write 1%"
+    clock.now += 10
+    for _ in range(2):
+        progress.advance(250_000)
+        clock.now += 10
+    shown = console._picture(progress, width).plain
+    assert len(shown) < width
+    assert "\n" not in shown
+    assert shown.startswith("label     ")
+    if width == 80:
+        assert shown == "label     500,000 of 1,000,000 images, 0:40 left, 12,500/s, 1,234 quarantined,…"
+    if width == 200:
+        assert shown == f"label     {'━' * 30} {progress.line}"
+
+
+def test_terminal_is_drawn_while_the_stage_runs(open_terminal):
     terminal = open_terminal()
     with stage("label", 1000) as progress:
-        clock.now += 4
-        progress.advance(10)
-        progress.rich.refresh()
-        clock.now += 4
-        progress.advance(10)
-        progress.rich.refresh()
+        progress.advance(20)
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
-    assert re.search(r"label .*20/1000 images 2\.5/s \d+:\d\d:\d\d", shown)
-    assert shown.endswith("label     20 images in 8.0 s, 2.5/s\n")
+    assert re.search(r"label     ━{30} 20 of 1,000 images, [\d,.]+/s", shown)
+    assert re.search(r"label     20 images in 0.\d s, [\d,.]+/s\n$", shown)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("x"), None], ids=["ctrl-c", "error", "end"])
 def test_terminal_is_left_as_it_was(open_terminal, error):
-    terminal, bars = open_terminal(), []
+    terminal = open_terminal()
 
     def work() -> None:
         with stage("label", 100) as progress:
-            bars.append(progress.rich)
             progress.advance(30)
             if error:
                 raise error
@@ -136,5 +194,5 @@ def test_terminal_is_left_as_it_was(open_terminal, error):
     shown = terminal.getvalue()
     assert "\x1b[?25l" in shown  # the cursor was hidden
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # and is there again
-    assert not bars[0].live.is_started
+    assert sys.stderr is terminal
     assert re.search(r"label     30 images in [\d.]+ s, [\d,.]+/s\n$", shown)

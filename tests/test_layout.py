@@ -47,6 +47,7 @@ LOWER = [
     "duplicates",
     "compaction",
     "publication",
+    "review",
     "deltaschema",
     "deltatable",
     "coverage",
@@ -91,8 +92,9 @@ CLUSTER = ["resources", "session", "stall", "retries", "dispatch", "workers", "p
 JOBS = [
     "config",
     "console",
-    "runs",
     "tally",
+    "closing",
+    "runs",
     "plan",
     "train",
     "evaluate",

@@ -60,9 +60,18 @@ def night(word: str = "cat") -> PageData:
     run = {
         "run_id": word, "command": f"nightshift nightly {word}", "dataset": word, "started_at": "2026-11-24T02:00:00Z",
         "finished_at": "2026-11-24T02:02:14Z", "seconds": 134, "images_in": 12345, "labelled": 12300, "quarantined": 45,
-        "skipped": 7, "failed_shards": 1, "failures": [{"shard": word, "error": word}],
+        "skipped": 7, "failed_shards": 1, "failures": [{"shard": word, "error": word, "kind": word, "attempts": 3}],
         "failed_files": [{"path": word, "error": word}], "images_per_s": 91.79, "model": word, "fingerprint": word,
         "exit_code": 3, "outcome": f"Finished with {word}.", "view": 4, "versions": {word: word},
+        "date": word, "remaining": 256, "changes": {"new": 9000, "changed": 21, "deleted": 3}, "retries": {word: 1200},
+        "engines": [
+            {
+                "engine": word, "precision": word, "device": word, "decoding": word, "images": 12345,
+                "agreement": {"photos": 64, "top1": 0.984375, "difference": 0.00412, "cosine": 0.99987},
+            }
+        ],
+        "time_shares": {"decode": 0.61, "engine": 0.3, word: 0.09},
+        "review": {"path": word, "below": 0.6, "num_below": 2000, "rows": 1000},
         "stages": [{"name": word, "seconds": 2.0, "images": 10}], "config": {word: {word: [word]}},
     }  # fmt: skip
     bad = dict.fromkeys(("image_id", "uri", "stage", "reason", "error_type", "message"), word)
@@ -83,6 +92,35 @@ def attribute_names(document: str) -> set[str]:
 
 def headings(document: str) -> list[str]:
     return re.findall(r"<h2[^>]*>(.*?)</h2>", document)
+
+
+def said(document: str) -> str:
+    """Return the words of a page, in its order."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<style>.*?</style>|<[^>]*>", " ", document, flags=re.DOTALL)))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Waiting for the next run 256 images", "For the date cat", "since the last plan 9,000 new, 21 changed, 3 deleted",
+        "Tried again 1,200 x cat", "2,000 labels with a confidence below 0.6, of which the 1,000 least confident",
+        "cat cat cat decoding cat 12,345 98.4% of 64 0.0041 cosine 0.9999", "Decoding 61.0% Model 30.0% cat 9.0%",
+        "Shard Kind Tries Error cat cat 3 cat", "File Error cat cat",
+    ],
+)  # fmt: skip
+def test_page_says_what_the_run_met(words: str) -> None:
+    assert words in said(render(night()))
+
+
+def test_page_of_an_older_record_leaves_out_what_it_does_not_say() -> None:
+    run = night().run
+    for key in ("date", "remaining", "changes", "retries", "engines", "time_shares", "review"):
+        del run[key]
+    run["failures"] = [{"shard": "s", "error": "e"}]
+    document = said(render(replace(night(), run=run)))
+    assert "Shard Error s e" in document
+    for words in ("Tried again", "Engine ", "time went", "looked at", "since the last plan", "For the date"):
+        assert words not in document
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,7 @@ def test_everything_that_decides_a_label_is_in_the_generation():
         generation("photos", "flowers", "v1", source, LabelSettings(columns=["price", "shop"])),
         generation("photos", "flowers", "v1", source, LabelSettings(exact=True)),
         generation("photos", "flowers", "v1", source, LabelSettings(precision="fp32")),
+        generation("photos", "flowers", "v1", source, LabelSettings(embeddings=True)),
     ]
     assert len({base.fingerprint, *(other.fingerprint for other in others)}) == 1 + len(others)
 

@@ -1,6 +1,7 @@
 """Tests of the tally: what a run has done so far and what it waited for, in words."""
 
 from collections import Counter
+from dataclasses import replace
 
 from jobs.tally import ADVICE, Tally
 from pipeline.counts import Counts
@@ -27,6 +28,16 @@ def test_counts_retries_and_shares_add_up_over_shards():
     assert tally.shares == {"engine": 0.6, "decode": 0.2, "storage": 0.1, "write": 0.1}
     assert tally.words == "1 quarantined, 1 retry, engine 60% decode 20% storage 10% write 10%"
     assert tally.retries == {"storage": 1}
+
+
+def test_engines_are_told_apart_and_their_images_counted():
+    tally, fast = Tally(Counter()), {"engine": "openvino", "precision": "bf16", "device": "EPYC", "decoding": "fast"}
+    for used, images in (({**fast, "said": "x"}, 10), ({**fast, "device": "L4"}, 50), ({**fast, "said": "y"}, 20)):
+        tally.add(replace(entry(), used={**used, "agreement": {"photos": 3}}), Counts(images, images, 0))
+    assert tally.engines == [
+        {**fast, "device": "L4", "agreement": {"photos": 3}, "images": 50},
+        {**fast, "agreement": {"photos": 3}, "images": 30},
+    ]
 
 
 def test_several_retries_are_counted_whatever_their_kind():

@@ -24,22 +24,22 @@ def workshop(night):
 @pytest.mark.parametrize("candidate", [Candidate("torch", "fp32"), Candidate("torch", "bf16"), OPENVINO], ids=str)
 def test_every_engine_answers_like_the_reference(workshop, candidate):
     shop = workshop()
-    np.testing.assert_allclose(shop.open(candidate)(PIXELS), shop.reference_logits(PIXELS), atol=0.05)
+    np.testing.assert_allclose(shop.open(candidate)(PIXELS), shop.reference_answers(PIXELS), atol=0.05)
     assert shop.open(candidate) is shop.open(candidate)
 
 
 def test_a_converted_model_and_the_references_logits_are_made_once(workshop, monkeypatch):
     first = workshop()
-    expected, answer = first.reference_logits(PIXELS), first.open(OPENVINO)(PIXELS)
+    expected, answer = first.reference_answers(PIXELS), first.open(OPENVINO)(PIXELS)
     monkeypatch.setattr(Workshop, "_net", lambda self: pytest.fail("cached"))
     again = workshop()
-    assert np.array_equal(again.reference_logits(PIXELS), expected)
+    assert np.array_equal(again.reference_answers(PIXELS), expected)
     assert np.array_equal(again.open_cached(OPENVINO, first.model_sha256(OPENVINO))(PIXELS), answer)
 
 
 def test_other_photos_have_other_logits(workshop):
     shop = workshop()
-    assert not np.array_equal(shop.reference_logits(PIXELS), shop.reference_logits(PIXELS[::-1].copy()))
+    assert not np.array_equal(shop.reference_answers(PIXELS), shop.reference_answers(PIXELS[::-1].copy()))
 
 
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"x" * 99])

@@ -40,6 +40,24 @@ def images(builder):
     return torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.mark.parametrize("replaced", [False, True], ids=["own head", "new head"])
+@pytest.mark.parametrize("builder", [*FAMILIES, "squeezenet1_1"])
+def test_features_are_appended_to_the_logits(builder, replaced):
+    net = build(builder)
+    if replaced:
+        zoo.replace_head(net, K)
+    else:
+        zoo.head_of(net).reset_parameters() if builder in FAMILIES else None
+    backbone = copy.deepcopy(net)
+    with torch.inference_mode():
+        logits = net(images(builder))
+        size = zoo.split_head(backbone)
+        features = torch.flatten(backbone(images(builder)), 1)
+        zoo.append_features(net)
+        torch.testing.assert_close(net(images(builder)), torch.cat([logits, features], 1))
+    assert features.shape == (2, size)
+
+
 @pytest.mark.parametrize("builder", FAMILIES)
 def test_head_of_features_is_the_whole_network(builder):
     net, size = build(builder), FAMILIES[builder][1]
