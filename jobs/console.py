@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from time import monotonic
 
+from pipeline.refusals import printable
+
 LINE_EVERY_S = 10.0
 
 
 def say(text: str = "") -> None:
-    """Print a line for people."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for people; what may be a secret in a URL is masked."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def counted(count: int, noun: str = "image") -> str:

@@ -9,6 +9,7 @@ from jobs.console import counted
 from jobs.runs import read_runs
 from pipeline.plans import read_plan
 from pipeline.publication import read_view
+from pipeline.refusals import printable
 from pipeline.registry import production, read_beside, versions
 from pipeline.storage import Storage
 
@@ -33,7 +34,7 @@ def _state(config: Config, store: Storage) -> dict[str, Any]:
     name = config.model.name
     ledger = Counter(entry.path.split("/")[2] for entry in store.list(f"ledger/{config.dataset}"))
     return {
-        "store": store.url,
+        "store": printable(store.url),
         "dataset": config.dataset,
         "plan": plan and {
             "n": plan.n, "images": plan.num_images, "shards": len(plan.shards),

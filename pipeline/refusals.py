@@ -9,6 +9,7 @@ from pipeline.errors import (
     NotFoundError,
     SourceChangedError,
     StorageError,
+    StoreFullError,
     TransientError,
 )
 
@@ -32,8 +33,9 @@ BRIEF = _codes(
     "EAGAIN", "EBUSY", "EINTR", "EIO", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ECONNRESET", "EHOSTDOWN",
     "EHOSTUNREACH", "ENETUNREACH", "ENOLINK",
 )  # fmt: skip
-# Worth another attempt later, but somebody has to do something first.
-PASSING = BRIEF | _codes("EDQUOT", "ENOMEM", "ENOSPC")
+# Worth another attempt later.
+PASSING = BRIEF | _codes("ENOMEM")
+FULL = _codes("EDQUOT", "ENOSPC")
 
 
 def printable(text: str) -> str:
@@ -71,4 +73,6 @@ def file_error(location: str, error: OSError) -> NightshiftError:
     message = f"{location}: {error.strerror}; check the path, its permissions and the free space"
     if isinstance(error, PermissionError):
         return AccessDeniedError(message)
+    if error.errno in FULL:
+        return StoreFullError(message)
     return (TransientError if error.errno in PASSING else StorageError)(message)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import EmptyInputError, InputError, NotFoundError, StorageError
 from pipeline.predicates import matching
+from pipeline.refusals import printable
 from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment
@@ -68,9 +69,11 @@ def list_source(settings: InputSettings, storage: StorageSettings) -> Listing:
         folder, name = open_source(settings, storage)
         entries = [folder.stat(name)] if name else [e for e in folder.list() if not _hidden(e.path)]
     except NotFoundError as error:
-        raise EmptyInputError(f"input.url: {settings.url} does not exist; give a file or a folder that does") from error
+        raise EmptyInputError(
+            f"input.url: {printable(settings.url)} does not exist; give a file or a folder that does"
+        ) from error
     except StorageError as error:
-        raise InputError(f"input.url: {settings.url} cannot be listed: {error}") from error
+        raise InputError(f"input.url: {printable(settings.url)} cannot be listed: {error}") from error
     _check_names(entries, settings.url)
     kind = settings.format if settings.format != "auto" else _detect(entries)
     files = sorted((e for e in entries if _is(kind, e.path)), key=lambda entry: entry.path)
@@ -87,7 +90,9 @@ def _check_names(entries: Iterable[Entry], url: str) -> None:
         try:
             entry.path.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"{url}: the file name {entry.path!a} is not UTF-8; rename or remove it") from error
+            raise InputError(
+                f"{printable(url)}: the file name {entry.path!a} is not UTF-8; rename or remove it"
+            ) from error
 
 
 def refuse_columns(settings: InputSettings, columns: Sequence[str] = ()) -> None:
@@ -96,7 +101,7 @@ def refuse_columns(settings: InputSettings, columns: Sequence[str] = ()) -> None
     named += [("input.filter", p[0]) for p in settings.filter] + [("label.columns", name) for name in columns]
     for key, name in named:
         raise InputError(
-            f"{settings.url} is a folder of images, and {key} names a column ({name!r}); loose images have none: their id is "
+            f"{printable(settings.url)} is a folder of images, and {key} names a column ({name!r}); loose images have none: their id is "
             "the path, their label the folder, and their columns are Hive partitions (such as date=2026-11-24/). Remove it, "
             "or give a table"
         )
@@ -126,12 +131,14 @@ def _detect(entries: Iterable[Entry]) -> str:
 def _nothing_there(settings: InputSettings, entries: list[Entry], kind: str) -> str:
     if not entries:
         return (
-            f"input.url: {settings.url} does not exist, is empty, or is a file of another kind; expected Parquet files, "
+            f"input.url: {printable(settings.url)} does not exist, is empty, or is a file of another kind; expected Parquet files, "
             "a CSV, or images below it. Check the path (a share that is not mounted looks like this)"
         )
     wanted = kind if kind else "Parquet, CSV or image"
     found = ", ".join(entry.path for entry in entries[:3])
-    return f"input.url: no {wanted} files among the {len(entries)} files below {settings.url} (such as {found})"
+    return (
+        f"input.url: no {wanted} files among the {len(entries)} files below {printable(settings.url)} (such as {found})"
+    )
 
 
 def segments_of(
@@ -154,7 +161,7 @@ def segments_of(
     with folder.open(file.path, file.version) as handle:
         schema, sizes = (_csv_sizes if kind == "csv" else _group_sizes)(handle, file, settings, folder)
         if sizes or kind == "csv":  # writers of Parquet give the columns of empty tables any type
-            check_columns(schema, settings, join(folder.url, file.path), columns)
+            check_columns(schema, settings, printable(join(folder.url, file.path)), columns)
     total, segments, first = sum(sizes), [], 0
     for rows in _packed(sizes, settings.shard_images):
         segments.append(Segment(*file.identity, first, rows, total))
@@ -179,7 +186,7 @@ def _group_sizes(
     try:
         parquet = pq.ParquetFile(handle)
     except (pa.ArrowException, OSError) as error:
-        location = join(folder.url, file.path)
+        location = printable(join(folder.url, file.path))
         raise InputError(f"{location}: not a readable Parquet file ({_short(error)}); replace or remove it") from error
     sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
     return parquet.schema_arrow, sizes if any(sizes) else []
@@ -187,7 +194,7 @@ def _group_sizes(
 
 def _csv_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder: Storage) -> tuple[pa.Schema, list[int]]:
     """Count the rows and offer them as groups of `shard_images`: a CSV is read whole, but may feed several shards."""
-    table = read_csv(handle, join(folder.url, file.path))
+    table = read_csv(handle, printable(join(folder.url, file.path)))
     whole, rest = divmod(table.num_rows, settings.shard_images)
     return table.schema, [settings.shard_images] * whole + [rest] * bool(rest)
 

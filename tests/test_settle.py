@@ -46,5 +46,5 @@ def test_a_backfill_of_one_partition_by_a_new_model_waits_for_the_others(night, 
     config = night.config(input={"filter": [["date", "=", "2026-11-22"]]}, model={"version": night.seal(seed=1)})
     held = nightshift(config, "nightly")
     assert (held.code, held.record["images_in"]) == (3, 5)
-    assert "published only when every shard is labelled, and 1 shard with 5 images are not" in held.record["outcome"]
+    assert "replace the view only when every shard has them, and 1 shard with 5 images do not" in held.record["outcome"]
     assert read_view(night.store, "data").document["model"] == f"tiny@{model}"
