@@ -65,18 +65,25 @@ def _report_what_is_left(run: Run, left: Sequence[Shard], limit: str) -> None:
     for failure in failures[:5]:
         say(f"shard {failure['shard']} failed {failure['attempts']} time(s): {failure['error']}")
     if failures:
-        run.end(HELD, f"{counted(len(failures), 'shard')} failed; the same command tries them again")
+        run.end(HELD, f"{counted(len(failures), 'shard')} failed; {_remedy(run.record['command'], failures)}")
     run.note(remaining=sum(shard.num_images for shard in left))
     failed = {failure["shard"] for failure in failures}
     if limit and any(shard.id not in failed for shard in left):
         run.end(STOPPED, f"{limit}; {counted(run.record['remaining'])} in {counted(len(left), 'shard')} remain")
 
 
+def _remedy(command: str, failures: Sequence[Mapping[str, Any]]) -> str:
+    """Return what becomes of failed shards next: planned files that changed need a plan of what they are now."""
+    if command == "label" and any(failure["kind"] == "changed" for failure in failures):
+        return "`nightshift nightly` plans again, takes changed files as they are now, and tries the others again"
+    return "the same command tries them again"
+
+
 def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
     """Return why the result must not be published, an empty string when it may."""
     view, entries = read_view(run.store, plan.dataset), coverage.entries
     if not entries:
-        return "no shard could be labelled" if plan.shards else "the plan holds no images"
+        return "no shard is labelled yet" if plan.shards else "the plan holds no images"
     # A view may go on half done only with all the labels that it has: those of generations that answer for shards here.
     same = view is not None and set(generations(view)) <= {generation for generation, _ in coverage.parts}
     missing = [shard for shard in plan.shards if shard.id not in entries]

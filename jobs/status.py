@@ -45,7 +45,10 @@ def _state(config: Config, store: Storage) -> dict[str, Any]:
         ],
         "production": production(store, name),
         "generations": [{"name": generation, "committed_shards": count} for generation, count in sorted(ledger.items())],
-        "view": view and {key: view.document[key] for key in ("n", "generation", "counts", "published_at", "plan")},
+        "view": view and {
+            **{key: view.document.get(key) for key in ("n", "generation", "counts", "published_at", "plan", "date")},
+            "generations": dict(Counter(view.generations.values())),
+        },
         "runs": [run for run in read_runs(store) if run["dataset"] == config.dataset][-RUNS_SHOWN:],
     }  # fmt: skip
 
@@ -66,14 +69,23 @@ def _words(state: dict[str, Any]) -> dict[str, list[str]]:
         "models": [_model(model, state["production"]) for model in state["models"]],
         "generations": [f"{g['name']}: {counted(g['committed_shards'], 'committed shard')}" for g in state["generations"]],
         "current view": [
-            f"{view['n']}, {view['published_at']}: {view['counts']['labelled']:,} labels of {view['generation']}, plan {view['plan']}"
+            f"{view['n']}, {view['published_at']}: {view['counts']['labelled']:,} labels of {_generations(view)}, plan {view['plan']}"
         ] if view else [],
         "last runs": [
             f"{run['run_id']}: {run['labelled']:,} labelled, {run['quarantined']:,} quarantined, {run['skipped']:,} done before, "
-            f"{run['seconds']:.0f} s; {run['exit_code']} ({run['outcome']})"
+            + (f"{run['remaining']:,} left, " if run.get("remaining") else "")
+            + f"{run['seconds']:.0f} s; {run['exit_code']} ({run['outcome']})"
             for run in state["runs"]
         ],
     }  # fmt: skip
+
+
+def _generations(view: dict[str, Any]) -> str:
+    """Name the view's own generation, and how many shards come from which where there are others."""
+    counts = view["generations"]
+    if set(counts) <= {view["generation"]}:
+        return str(view["generation"])
+    return " and ".join(f"{name} ({counted(count, 'shard')})" for name, count in counts.items())
 
 
 def _model(model: dict[str, Any], chosen: str | None) -> str:

@@ -45,6 +45,16 @@ def printable(text: str) -> str:
     return text
 
 
+def first_line(error: Exception) -> str:
+    """Return what an error says in one line of at most 300 characters, secrets masked."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
+
+
+def damaged(location: str, error: Exception) -> StorageError:
+    """Return the error of a file that does not hold what its footer, which was planned, promises."""
+    return StorageError(f"{printable(location)}: damaged rows ({first_line(error)}); replace the file, then plan again")
+
+
 def missing(location: str) -> NotFoundError:
     """Return the error for an object that is not there."""
     return NotFoundError(f"{printable(location)} does not exist")

@@ -10,8 +10,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from pipeline.errors import EmptyInputError, InputError, NotFoundError, StorageError
-from pipeline.predicates import matching
-from pipeline.refusals import printable
+from pipeline.predicates import is_text, matching
+from pipeline.refusals import first_line, printable
 from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment
@@ -187,7 +187,9 @@ def _group_sizes(
         parquet = pq.ParquetFile(handle)
     except (pa.ArrowException, OSError) as error:
         location = printable(join(folder.url, file.path))
-        raise InputError(f"{location}: not a readable Parquet file ({_short(error)}); replace or remove it") from error
+        raise InputError(
+            f"{location}: not a readable Parquet file ({first_line(error)}); replace or remove it"
+        ) from error
     sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
     return parquet.schema_arrow, sizes if any(sizes) else []
 
@@ -210,7 +212,7 @@ def read_csv(handle: BinaryIO, location: str) -> pa.Table:
         table = pacsv.read_csv(pa.BufferReader(data), reading, parsing, converting)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise InputError(
-            f"{location}: not a readable CSV ({_short(error)}); expected UTF-8, a header line and commas"
+            f"{location}: not a readable CSV ({first_line(error)}); expected UTF-8, a header line and commas"
         ) from error
     if _ends_in_quotes(table, data):
         raise InputError(
@@ -273,13 +275,9 @@ def is_image_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def _is_id(kind: pa.DataType) -> bool:
     """Say whether values identify: floats are not exact, binary and nested values have no spelling of their own."""
-    return _is_text(kind) or bool(pa.types.is_integer(kind))
+    return is_text(kind) or bool(pa.types.is_integer(kind))
 
 
 def _is_name(kind: pa.DataType) -> bool:
@@ -292,7 +290,7 @@ COLUMN_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
         is_image_type,
         "binary or struct<bytes, path>. For a column of locations use input.uri_column",
     ),
-    "uri_column": (_is_text, "string"),
+    "uri_column": (is_text, "string"),
     "id_column": (
         _is_id,
         "string or integer. Cast the column, or leave input.id_column out: ids are then <file>#<row>",
@@ -301,7 +299,3 @@ COLUMN_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "split_column": (_is_name, "string"),
     "group_column": (_is_name, "string, integer or date"),
 }
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]

@@ -11,7 +11,7 @@ from pipeline.errors import (
     StoreFullError,
     TransientError,
 )
-from pipeline.refusals import BRIEF, PASSING, changed, file_error, missing, printable, vanished
+from pipeline.refusals import BRIEF, PASSING, changed, damaged, file_error, first_line, missing, printable, vanished
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,13 @@ def test_a_full_disk_is_neither_brief_nor_passing():
     assert errno.ENOMEM in PASSING - BRIEF
     assert not {errno.ENOSPC, errno.EDQUOT} & PASSING
     assert BRIEF < PASSING
+
+
+def test_first_line_is_short():
+    assert first_line(ValueError("a" * 400 + "\nb")) == "a" * 300
+    assert first_line(ValueError()) == "ValueError"
+
+
+def test_damage_is_said_with_place_and_remedy():
+    said = str(damaged("s3://k:s@bucket/a.parquet", ValueError("bad page\nat 7")))
+    assert said == "s3://***@bucket/a.parquet: damaged rows (bad page); replace the file, then plan again"
