@@ -402,12 +402,12 @@ def test_a_run_that_is_stopped_says_what_it_did_and_a_rerun_continues(night, mod
     assert stopped.code == 5
     assert "stopped early; the same command continues it" in stopped.said
     assert stopped.record["exit_code"] == 5
-    assert counts(stopped.record) == (20, 20, 0, 0, 0)
+    assert counts(stopped.record) == (30, 30, 0, 0, 0)
     assert read_view(night.store, "data") is None
     assert json.loads(night.store.read(f"runs/{stopped.record['run_id']}/run.json")) == stopped.record
     rerun = nightshift(config, "label")
     assert rerun.code == 0
-    assert counts(rerun.record) == (20, 20, 0, 20, 0)
+    assert counts(rerun.record) == (10, 10, 0, 30, 0)
 
 
 def stop_at(first_row):
@@ -585,7 +585,7 @@ def test_a_backfill_by_another_model_does_not_replace_the_view_before_it_is_comp
 
     part = label(("day", "=", "2026-11-24"))
     assert part.code == 3
-    assert "1 of 3 shards are labelled in this way" in part.said
+    assert "replace the view only when every shard has them, and 2 shards with 20 images do not" in part.said
     assert published(night.store, "data") == rows
     rest = label()
     assert (rest.code, counts(rest.record)) == (0, (20, 20, 0, 10, 0))
