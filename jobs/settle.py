@@ -40,14 +40,7 @@ def settle(
             say(f"not published: {reason}")
         run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
     else:
-        view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
-        run.note(view=view.n, duplicates=view.document["duplicates"])
-        _announce(run, view, changed, new)
-        if view.document["plan"] > plan.n:
-            run.end(
-                HELD,
-                f"plan {plan.n} was overtaken by plan {view.document['plan']}, whose view stays; the labels are kept",
-            )
+        _publish(run, plan, coverage, new)
     if run.config.output.table == "delta" and sync_table(run.store, run.config.storage, plan.dataset):
         say(f"the Delta table at {join(run.store.url, layout.table(plan.dataset))} shows the current view")
     if run.config.label.require_new and not new.images_in:
@@ -103,6 +96,14 @@ def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
     return ""
 
 
+def _publish(run: Run, plan: Plan, coverage: Coverage, new: Counts) -> None:
+    view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
+    run.note(view=view.n, duplicates=view.document["duplicates"])
+    _announce(run, view, changed, new)
+    if (newer := view.document["plan"]) > plan.n:
+        run.end(HELD, f"plan {plan.n} was overtaken by plan {newer}, whose view stays; the labels are kept")
+
+
 def _about(run: Run) -> dict[str, Any]:
     return {
         "model": run.record["model"], "run_id": run.id, "published_at": utc_now(), "date": run.record["date"],
@@ -119,7 +120,9 @@ def _announce(run: Run, view: View, changed: bool, new: Counts) -> None:
     labels = f"{view.counts.labelled:,} labels"
     if len(names := generations(view)) > 1:
         others = ", ".join(generation.name for generation in names[1:])
-        say(f"the view also lists labels of {others} (label.relabel: new); each row's column `model` says whose it is")
+        models = {file["model"] for file in view.document["files"]}
+        hint = "; each row's column `model` says whose it is" if len(models) > 1 else ""
+        say(f"the view also lists labels of {others} (label.relabel: new){hint}")
     else:
         labels += f" of {view.document['model']}"
     say(f"view {view.n} {'published' if changed else 'unchanged'}: {labels}")

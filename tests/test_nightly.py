@@ -93,7 +93,7 @@ def delta(night):
         table = deltalake.DeltaTable(f"{night.store.url}/labels/data")
         return sorted(pa.table(table.scan(columns=["image_id"]))["image_id"].to_pylist())
 
-    return night.config(output={"table": "delta"}), ids
+    return night.config(input={"max_vanished_fraction": 1}, output={"table": "delta"}), ids
 
 
 def test_table_shows_each_night(night, nightshift, local_ray, delta):
@@ -116,7 +116,7 @@ def test_night_that_died_between_view_and_table_is_made_up_for(night, nightshift
         def dies(*_):
             raise StorageError("the store went away")
 
-        patch.setattr("jobs.label.sync_table", dies)
+        patch.setattr("jobs.settle.sync_table", dies)
         assert nightshift(config, "nightly").code == 1
     assert read_view(night.store, "data").n == 1
     assert (nightshift(config, "nightly").code, ids()) == (0, list(range(10)))
