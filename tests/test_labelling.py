@@ -346,7 +346,7 @@ def test_answer_for_a_bad_image_raises_what_is_wrong_with_it(prepared):
 
 def test_time_and_engine_are_recorded(prepared):
     (entry,) = prepared.label()
-    assert set(entry.seconds) == {"input", "engine", "write"}
+    assert set(entry.seconds) == {"storage", "decode", "engine", "write"}
     assert entry.used["precision"] == "fp32"
     assert entry.run_id == "night-1"
 
