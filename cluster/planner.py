@@ -22,6 +22,7 @@ from pipeline.errors import (
 )
 from pipeline.partitions import partition_names
 from pipeline.plans import Plan, changes, read_plan, read_unfinished, write_plan
+from pipeline.refusals import printable
 from pipeline.retrying import Patience, retried
 from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
@@ -134,7 +135,12 @@ def _update(
     if previous and (previous.shards, previous.failed_files) == (tuple(kept + new), tuple(failed)):
         return previous, False
     what = changes(previous.shards if previous else (), kept + new, {file["path"] for file in failed})
-    details = {"format": listing.format, "files": len(listing.files), "url": settings.url, "changes": asdict(what)}
+    details = {
+        "format": listing.format,
+        "files": len(listing.files),
+        "url": printable(settings.url),
+        "changes": asdict(what),
+    }
     result = Plan(dataset, n, tuple(kept + new), tuple(failed), listing.ignored, details)
     save(store, result, now)
     return result, True
@@ -143,9 +149,9 @@ def _update(
 def _check_place(settings: InputSettings, previous: Plan) -> None:
     """Refuse another input of the same derived name: planning it would tombstone everything that the first one holds."""
     before = previous.details.get("url")
-    if before and not settings.name and normpath(before) != normpath(settings.url):
+    if before and not settings.name and normpath(before) != normpath(printable(settings.url)):
         raise InputError(
-            f"this store's data set {previous.dataset!r} was planned from {before}, and input.url is {settings.url}; another "
+            f"this store's data set {previous.dataset!r} was planned from {before}, and input.url is {printable(settings.url)}; another "
             f"input needs another input.name. If the same images have moved, say so with input.name: {previous.dataset}"
         )
 
@@ -156,7 +162,7 @@ def _check_vanished(settings: InputSettings, previous: Plan, listing: Listing) -
     gone = sum(s.num_rows for shard in previous.shards for s in shard.live if s.path not in there)
     if gone and gone / known > settings.max_vanished_fraction:
         raise HeldError(
-            f"{gone:,} of {known:,} known images ({gone / known:.0%}) are gone from {settings.url}, more than "
+            f"{gone:,} of {known:,} known images ({gone / known:.0%}) are gone from {printable(settings.url)}, more than "
             f"input.max_vanished_fraction = {settings.max_vanished_fraction:g}. A share that is not mounted or a wrong prefix "
             "looks like this: check that the files are there. Nothing was planned, and the view stays as it was. If they "
             "were deleted on purpose, run this once with --set input.max_vanished_fraction=1"

@@ -1,6 +1,7 @@
 """What becomes of work that failed: one rule per kind of error.
 
 * `storage`: throttling, timeouts, 5xx. Again after a pause, at no charge; given up when the storage stays away.
+* `full`: no space or quota is left. As `storage`, but not for long: a person must make room, and should hear of it.
 * `memory`: ours, torch's, Ray's. Again, alone on its worker and with half the batch, at no charge until that is one image.
 * `worker`: its process or node is gone. Again, alone; charged only when it was alone already, and nothing else to blame.
 * `error`: whatever else was raised. Again; charged.
@@ -17,10 +18,10 @@ from typing import Any
 
 from ray.exceptions import RayError, RayTaskError, UnserializableException
 
-from pipeline.errors import NotFoundError, SourceChangedError, StorageError, TransientError
+from pipeline.errors import NotFoundError, SourceChangedError, StorageError, StoreFullError, TransientError
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
-STORAGE_PATIENCE_S = 600.0
+STORAGE_PATIENCE_S, FULL_PATIENCE_S = 600.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,16 @@ class Retries:
         return replace(again, ready_at=now + pause_s(again.tries))
 
     def _storage(self, work: Work, now: float) -> Work | None:
+        return self._away(work, now, STORAGE_PATIENCE_S)
+
+    def _full(self, work: Work, now: float) -> Work | None:
+        return self._away(work, now, FULL_PATIENCE_S)
+
+    def _away(self, work: Work, now: float, patience_s: float) -> Work | None:
         """The clock is the item's own, and the whole run's: where nothing succeeds, not each item waits its ten minutes."""
         self._away_since = now if self._away_since is None else self._away_since
         since = now if work.away_since is None else work.away_since
-        return replace(work, away_since=since) if now - min(since, self._away_since) < STORAGE_PATIENCE_S else None
+        return replace(work, away_since=since) if now - min(since, self._away_since) < patience_s else None
 
     def _memory(self, work: Work, now: float) -> Work | None:
         if work.halvings < self._halvings:
@@ -117,7 +124,7 @@ def kind_of(raised: BaseException) -> str:
     if isinstance(error, StorageError):
         return "refused"
     if isinstance(error, TransientError):
-        return "storage"
+        return "full" if isinstance(error, StoreFullError) else "storage"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or _says_memory(error):
         return "memory"  # by name: this process imports no torch
     return "worker" if lost_worker(raised) else "error"

@@ -169,14 +169,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.run_id = options.run_id or options.before_run_id
     options.json = options.json or options.before_json
     from pipeline.errors import NightshiftError
+    from pipeline.refusals import printable
 
     try:
         with _stoppable():
             return _handlers()[options.command](options)
     except NightshiftError as error:
-        print(f"nightshift {options.command}: {error}", file=sys.stderr)
+        outcome = printable(str(error))
+        print(f"nightshift {options.command}: {outcome}", file=sys.stderr)
         if options.json:
-            print(json.dumps({"command": options.command, "exit_code": error.exit_code, "outcome": str(error)}))
+            print(json.dumps({"command": options.command, "exit_code": error.exit_code, "outcome": outcome}))
         return error.exit_code
     except KeyboardInterrupt:
         print(f"nightshift {options.command}: stopped early; the same command continues it", file=sys.stderr)

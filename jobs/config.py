@@ -13,6 +13,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.refusals import printable
 from pipeline.schema import OWN_COLUMNS
 from pipeline.settings import (
     ClusterSettings,
@@ -128,8 +129,6 @@ class _UniqueKeys(yaml.SafeLoader):
 
 
 _UniqueKeys.add_constructor("tag:yaml.org,2002:int", _UniqueKeys.construct_yaml_int)
-
-
 _UniqueKeys.add_constructor("tag:yaml.org,2002:value", lambda loader, node: str(node.value))  # a bare =
 
 
@@ -237,12 +236,12 @@ def _check_apart(config: Config, path: str) -> None:
     store, source = (posixpath.normpath(url) for url in (config.store, config.input.url))
     if f"{store}/".startswith(f"{source.rstrip('/')}/"):
         raise ConfigError(
-            f"{path}: store: {config.store} lies inside input.url ({config.input.url}), so the next plan would list what this "
-            "one writes; move it beside the input"
+            f"{path}: store: {printable(config.store)} lies inside input.url ({printable(config.input.url)}), so the next "
+            "plan would list what this one writes; move it beside the input"
         )
     if not re.fullmatch(r"[^./][^/]*", config.dataset):
         raise ConfigError(
-            f"{path}: input.url: {config.input.url} ends in {config.dataset!r}, which is no name for a data set; set input.name"
+            f"{path}: input.url: {printable(config.input.url)} ends in {config.dataset!r}, which is no name for a data set; set input.name"
         )
 
 
@@ -250,9 +249,11 @@ def _check_scheme(url: str, where: str) -> None:
     scheme = scheme_of(url)
     if scheme == "memory":
         raise ConfigError(
-            f"{where}: memory:// is for single-process tests only, and workers are other processes (it is {url!r}); "
+            f"{where}: memory:// is for single-process tests only, and workers are other processes (it is {printable(url)!r}); "
             "give a folder or a bucket"
         )
     if scheme not in (*OBJECT_SCHEMES, "file"):
         known = ", ".join(f"{name}://" for name in OBJECT_SCHEMES if name != "memory")
-        raise ConfigError(f"{where}: unknown scheme {scheme}:// (it is {url!r}); expected a path or one of {known}")
+        raise ConfigError(
+            f"{where}: unknown scheme {scheme}:// (it is {printable(url)!r}); expected a path or one of {known}"
+        )

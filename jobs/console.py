@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.text import Text
 
+from pipeline.refusals import printable
+
 LINE_EVERY_S = 10.0
 SETTLED_S = 2.0  # before so much time has passed since the first result nobody knows the rate
 SHORTEST_BAR, LONGEST_BAR = 8, 30  # columns
 
 
 def say(text: str = "") -> None:
-    """Print a line for people."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line for people; what may be a secret in a URL is masked."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def counted(count: int, noun: str = "image") -> str:

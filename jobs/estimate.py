@@ -85,7 +85,7 @@ def _say(found: dict[str, Any]) -> None:
         return
     say(
         f"time: about {_duration(found['seconds'])} at {found['images_per_s']:,.1f} images/s, the rate of run "
-        f"{found['rate_of_run']} ({found['rate_of_model']}), without the start of the workers"
+        f"{found['rate_of_run']} ({found['rate_of_model']})"
     )
     if found["cost"] is None:
         say("cost: unknown, cluster.price_per_hour is not set")

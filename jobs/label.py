@@ -43,22 +43,27 @@ def check_output(run: Run) -> None:
 
 def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = False) -> None:
     """Label the plan's open shards and publish."""
-    coverage = covered(run, plan, version)
-    if retry_quarantined:
-        coverage = coverage.without([shard_id for shard_id, entry in coverage.entries.items() if entry.quarantine])
-    before = coverage.entries
-    run.note(skipped=counts_of(plan, before).images_in)
-    limits = Limits(run.config.label, run.started)
+    earlier = covered(run, plan, version)
+    before = earlier.entries
+    again = [shard_id for shard_id, entry in before.items() if entry.quarantine] if retry_quarantined else []
+    coverage, limits = earlier.without(again), Limits(run.config.label, run.started)
+    run.note(skipped=counts_of(plan, coverage.entries).images_in)
     coverage = _label_rounds(run, plan, version, coverage, limits)
+    left = open_shards(run, plan, coverage)
+    if again:  # shards that were not reached keep the labels that they have
+        coverage = coverage.completed(earlier.without(earlier.mismatched(run.store)))
     roll_up(run.store, coverage.asked, coverage.ledger)
     done = {shard_id: entry for shard_id, entry in coverage.entries.items() if entry is not before.get(shard_id)}
-    settle(run, plan, coverage, done, open_shards(run, plan, coverage), limits.reason)
+    settle(run, plan, coverage, done, left, limits.reason)
 
 
 def covered(run: Run, plan: Plan, version: str) -> Coverage:
     """Return what is labelled already, as this config asks for it."""
     asked = asked_of(run.config, plan, version)
     run.note(model=f"{asked.model}@{version}", fingerprint=asked.fingerprint)
+    if plan.shards and not selected(plan.shards, run.config.input):
+        predicates = ", ".join(f"{name} {operator} {value}" for name, operator, value in run.config.input.filter)
+        say(f"input.filter ({predicates}) takes none of the partitions of plan {plan.n}: there is nothing to label")
     view = read_view(run.store, plan.dataset)
     return read_coverage(run.store, asked, plan.shards, view, run.config.label.relabel)
 

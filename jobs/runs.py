@@ -20,6 +20,7 @@ from pipeline import layout
 from pipeline.counts import Counts
 from pipeline.documents import Document, encode, read_document
 from pipeline.errors import NightshiftError, NotFoundError, StorageError, TransientError, UsageError
+from pipeline.refusals import printable
 from pipeline.storage import Storage
 
 OK, FAILED, USAGE, HELD, NOTHING_NEW, STOPPED = range(6)
@@ -95,7 +96,7 @@ class Run:
     def end(self, exit_code: int, reason: str = "") -> None:
         """Settle how the run ended; of several endings the gravest counts, of equals the first."""
         if GRAVITY.index(exit_code) > GRAVITY.index(self.record["exit_code"]):
-            outcome = OUTCOMES[exit_code] + (f": {reason}" if reason else "")
+            outcome = OUTCOMES[exit_code] + (f": {printable(reason)}" if reason else "")
             self.note(exit_code=exit_code, outcome=outcome)
 
     def save(self) -> None:

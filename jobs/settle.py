@@ -41,15 +41,7 @@ def settle(
             say(f"not published: {reason}")
         run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
     else:
-        view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
-        run.note(view=view.n, duplicates=view.document["duplicates"])
-        _announce(view, changed)
-        _review(run, plan, view, coverage)
-        if view.document["plan"] > plan.n:
-            run.end(
-                HELD,
-                f"plan {plan.n} was overtaken by plan {view.document['plan']}, whose view stays; the labels are kept",
-            )
+        _publish(run, plan, coverage)
     if run.config.output.table == "delta" and sync_table(run.store, run.config.storage, plan.dataset):
         say(f"the Delta table at {join(run.store.url, layout.table(plan.dataset))} shows the current view")
     if run.config.label.require_new and not new.images_in:
@@ -67,18 +59,25 @@ def _report_what_is_left(run: Run, left: Sequence[Shard], limit: str) -> None:
     for failure in failures[:5]:
         say(f"shard {failure['shard']} failed {failure['attempts']} time(s): {failure['error']}")
     if failures:
-        run.end(HELD, f"{counted(len(failures), 'shard')} failed; the same command tries them again")
+        run.end(HELD, f"{counted(len(failures), 'shard')} failed; {_remedy(run.record['command'], failures)}")
     run.note(remaining=sum(shard.num_images for shard in left))
     failed = {failure["shard"] for failure in failures}
     if limit and any(shard.id not in failed for shard in left):
         run.end(STOPPED, f"{limit}; {counted(run.record['remaining'])} in {counted(len(left), 'shard')} remain")
 
 
+def _remedy(command: str, failures: Sequence[Mapping[str, Any]]) -> str:
+    """Return what becomes of failed shards next: planned files that changed need a plan of what they are now."""
+    if command == "label" and any(failure["kind"] == "changed" for failure in failures):
+        return "`nightshift nightly` plans again, takes changed files as they are now, and tries the others again"
+    return "the same command tries them again"
+
+
 def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
     """Return why the result must not be published, an empty string when it may."""
     view, entries = read_view(run.store, plan.dataset), coverage.entries
     if not entries:
-        return "no shard could be labelled" if plan.shards else "the plan holds no images"
+        return "no shard is labelled yet" if plan.shards else "the plan holds no images"
     # A view may go on half done only with all the labels that it has: those of generations that answer for shards here.
     same = view is not None and set(generations(view)) <= {generation for generation, _ in coverage.parts}
     missing = [shard for shard in plan.shards if shard.id not in entries]
@@ -96,6 +95,15 @@ def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
             f"label.max_bad_fraction = {limit:g}; look at `nightshift report`, then correct the input or raise the limit"
         )
     return ""
+
+
+def _publish(run: Run, plan: Plan, coverage: Coverage) -> None:
+    view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
+    run.note(view=view.n, duplicates=view.document["duplicates"])
+    _announce(view, changed)
+    _review(run, plan, view, coverage)
+    if (newer := view.document["plan"]) > plan.n:
+        run.end(HELD, f"plan {plan.n} was overtaken by plan {newer}, whose view stays; the labels are kept")
 
 
 def _about(run: Run) -> dict[str, Any]:
@@ -117,7 +125,9 @@ def _announce(view: View, changed: bool) -> None:
     labels = f"{view.counts.labelled:,} labels"
     if len(names := generations(view)) > 1:
         others = ", ".join(generation.name for generation in names[1:])
-        say(f"the view also lists labels of {others} (label.relabel: new); each row's column `model` says whose it is")
+        models = {file["model"] for file in view.document["files"]}
+        hint = "; each row's column `model` says whose it is" if len(models) > 1 else ""
+        say(f"the view also lists labels of {others} (label.relabel: new){hint}")
     else:
         labels += f" of {view.document['model']}"
     say(f"view {view.n} {'published' if changed else 'unchanged'}: {labels}")

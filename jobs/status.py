@@ -9,6 +9,7 @@ from jobs.console import counted
 from jobs.runs import read_runs
 from pipeline.plans import read_plan
 from pipeline.publication import read_view
+from pipeline.refusals import printable
 from pipeline.registry import production, read_beside, versions
 from pipeline.storage import Storage
 
@@ -35,7 +36,7 @@ def _state(config: Config, store: Storage) -> dict[str, Any]:
         entry.path.split("/")[2] for entry in store.list(f"ledger/{config.dataset}") if entry.path.endswith(".json")
     )
     return {
-        "store": store.url,
+        "store": printable(store.url),
         "dataset": config.dataset,
         "plan": plan and {
             "n": plan.n, "images": plan.num_images, "shards": len(plan.shards),
@@ -46,7 +47,10 @@ def _state(config: Config, store: Storage) -> dict[str, Any]:
         ],
         "production": production(store, name),
         "generations": [{"name": generation, "committed_shards": count} for generation, count in sorted(ledger.items())],
-        "view": view and {key: view.document[key] for key in ("n", "generation", "counts", "published_at", "plan")},
+        "view": view and {
+            **{key: view.document.get(key) for key in ("n", "generation", "counts", "published_at", "plan", "date")},
+            "generations": dict(Counter(view.generations.values())),
+        },
         "runs": [run for run in read_runs(store) if run["dataset"] == config.dataset][-RUNS_SHOWN:],
     }  # fmt: skip
 
@@ -67,14 +71,23 @@ def _words(state: dict[str, Any]) -> dict[str, list[str]]:
         "models": [_model(model, state["production"]) for model in state["models"]],
         "generations": [f"{g['name']}: {counted(g['committed_shards'], 'committed shard')}" for g in state["generations"]],
         "current view": [
-            f"{view['n']}, {view['published_at']}: {view['counts']['labelled']:,} labels of {view['generation']}, plan {view['plan']}"
+            f"{view['n']}, {view['published_at']}: {view['counts']['labelled']:,} labels of {_generations(view)}, plan {view['plan']}"
         ] if view else [],
         "last runs": [
             f"{run['run_id']}: {run['labelled']:,} labelled, {run['quarantined']:,} quarantined, {run['skipped']:,} done before, "
-            f"{run['seconds']:.0f} s; {run['exit_code']} ({run['outcome']})"
+            + (f"{run['remaining']:,} left, " if run.get("remaining") else "")
+            + f"{run['seconds']:.0f} s; {run['exit_code']} ({run['outcome']})"
             for run in state["runs"]
         ],
     }  # fmt: skip
+
+
+def _generations(view: dict[str, Any]) -> str:
+    """Name the view's own generation, and how many shards come from which where there are others."""
+    counts = view["generations"]
+    if set(counts) <= {view["generation"]}:
+        return str(view["generation"])
+    return " and ".join(f"{name} ({counted(count, 'shard')})" for name, count in counts.items())
 
 
 def _model(model: dict[str, Any], chosen: str | None) -> str:

@@ -14,7 +14,7 @@ from pipeline.errors import (
     StorageError,
     TransientError,
 )
-from pipeline.refusals import changed, missing, printable
+from pipeline.refusals import changed, first_line, missing, printable
 
 # HTTP: timeout, conflict with a write under way, too early, too many requests. All 5xx may pass as well: S3's SlowDown
 # and Azure's ServerBusy are 503, OperationTimedOut is 500.
@@ -88,8 +88,3 @@ def _denied(location: str) -> AccessDeniedError:
     return AccessDeniedError(
         f"{printable(location)}: access denied; check the credentials in the environment and the bucket's policy"
     )
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says in one line of at most 300 characters, secrets masked."""
-    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import StorageError
 from pipeline.partitions import partitions_of
 from pipeline.planned import open_planned
+from pipeline.refusals import first_line
 from pipeline.shards import Shard
 from pipeline.sources import is_parquet, value_type
 from pipeline.storage import Storage
@@ -37,6 +38,6 @@ def _one_type(shard: Shard, name: str, kinds: Mapping[str, pa.DataType]) -> pa.F
         return pa.unify_schemas(schemas or [pa.schema([(name, pa.string())])], promote_options="permissive").field(0)
     except pa.ArrowTypeError as error:
         raise StorageError(
-            f"shard {shard.id}: column {name!r} has other types in other files ({str(error).strip().splitlines()[0][:200]}), "
+            f"shard {shard.id}: column {name!r} has other types in other files ({first_line(error)}), "
             f"from {schemas[0].field(0).type} in {next(iter(kinds))} on; write the files with one type of it"
         ) from error

@@ -41,6 +41,15 @@ class Coverage:
         """Return this with newly committed shards of the generation that was asked for."""
         return replace(self, ledger={**self.ledger, **entries})
 
+    def completed(self, earlier: "Coverage") -> "Coverage":
+        """Return this with what `earlier`, which it was made from, says of shards that nobody answers for now."""
+        done = self.entries
+        kept = tuple(
+            (generation, {**_left(before, done), **now})
+            for (generation, before), (_, now) in zip(earlier.kept, self.kept, strict=True)
+        )
+        return replace(self, ledger={**_left(earlier.ledger, done), **self.ledger}, kept=kept)
+
     def mismatched(self, storage: Storage) -> list[str]:
         """Return the shards with a file that is not what the ledger says."""
         return [

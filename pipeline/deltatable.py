@@ -18,6 +18,7 @@ from pipeline import layout
 from pipeline.deltaschema import Footer, declared, read_footer
 from pipeline.errors import ConfigError, StorageError, TransientError, UsageError
 from pipeline.publication import View, read_view
+from pipeline.refusals import first_line, printable
 from pipeline.schema import prediction_schema
 from pipeline.settings import StorageSettings
 from pipeline.storage import Storage, join, scheme_of
@@ -271,7 +272,6 @@ def _translated(url: str) -> Iterator[None]:
     try:
         yield
     except (DeltaError, OSError) as error:
-        words = str(error).strip().splitlines()[0][:300]
         raise StorageError(
-            f"the Delta table {url}: {words}; the view is published, and the next run tries again"
+            f"the Delta table {printable(url)}: {first_line(error)}; the view is published, and the next run tries again"
         ) from error

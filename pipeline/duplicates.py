@@ -5,7 +5,7 @@ reads only the files that it wrote, and those where two digests are equal.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,12 +18,14 @@ import pyarrow as pa
 from pipeline import layout
 from pipeline.documents import digest
 from pipeline.errors import StorageError
-from pipeline.schema import quarantine_schema, table_of
+from pipeline.schema import OWN_COLUMNS, quarantine_schema, table_of
 from pipeline.storage import Storage
 from pipeline.tables import Written, read_table, write_table
 
 READS_AT_ONCE = 8
 CACHE_FILES = 16  # more are joined into one: a year of nights is not a year of requests
+
+PLAIN = ("uri", "segment", "content_hash")  # columns that labels and quarantine share, of one type in all files
 
 Numbers = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
@@ -48,15 +50,13 @@ class Repeated:
 
     positions: list[Positions]
     rows: list[dict[str, Any]]
-    id_types: set[pa.DataType]
+    fields: dict[str, list[pa.Field]]  # the ids and the columns passed through, as the files have them
 
     def table(self) -> pa.Table:
-        """Return the quarantine rows; their ids keep their type, unless the input's files differ in it."""
-        if len(self.id_types) == 1:
-            return table_of(self.rows, quarantine_schema(next(iter(self.id_types))))
-        return table_of(
-            [{**row, "image_id": str(row["image_id"])} for row in self.rows], quarantine_schema(pa.string())
-        )
+        """Return the quarantine rows; ids and columns passed through keep their types, or become text where these clash."""
+        ids, *extra = (_one_type(fields) for fields in self.fields.values())
+        schema = quarantine_schema(ids.type, extra)
+        return table_of([{**row, **_texts(row, schema)} for row in self.rows], schema)
 
 
 def digest64(words: Sequence[str]) -> Numbers:
@@ -94,32 +94,56 @@ def find_repeated(
     several = values[counts > 1]
     candidates = [np.flatnonzero(np.isin(d.ids, several) & mask) for d, mask in zip(digests, live, strict=True)]
     suspects = [number for number, positions in enumerate(candidates) if len(positions)]
-    result = Repeated([np.empty(0, np.int64)] * len(files), [], set())
+    result = Repeated([np.empty(0, np.int64)] * len(files), [], {})
     first: dict[str, str] = {}
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
         tables = pool.map(lambda n: _rows(storage, files[n], candidates[n]), suspects)
         for number, table in zip(suspects, tables, strict=True):
-            result.id_types.add(table["image_id"].type)
-            again = list(_rejected(table.to_pylist(), first))
+            for column in table.schema:
+                if column.name not in PLAIN:
+                    result.fields.setdefault(column.name, []).append(column)
+            again = list(_rejected(table, first))
             result.positions[number] = candidates[number][[index for index, _ in again]]
             result.rows.extend(row for _, row in again)
     return result
 
 
-def _rejected(rows: Sequence[dict[str, Any]], first: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows whose id is taken, with their index; `first` says where ids were seen, and learns."""
-    for index, row in enumerate(rows):
-        key, uri = str(row["image_id"]), row["uri"]
+def _rejected(rows: pa.Table, first: dict[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows whose id is taken, as scalars, with their index; `first` says where ids were seen, and learns."""
+    for index, (key, uri) in enumerate(
+        zip(map(str, rows["image_id"].to_pylist()), rows["uri"].to_pylist(), strict=True)
+    ):
         if key not in first:
             first[key] = uri
             continue
         message = f"image id {key!r} is at {first[key]} (kept) and again at {uri} (left out); ids must be unique"
         reason = {"stage": "publish", "reason": "duplicate_id", "error_type": "InputError", "message": message}
-        yield index, {**row, **reason}
+        yield index, {name: rows[name][index] for name in rows.column_names} | reason
 
 
 def _rows(storage: Storage, file: Written, positions: Positions) -> pa.Table:
-    return read_table(storage, file.path, ("image_id", "uri", "segment", "content_hash")).take(pa.array(positions))
+    """Return rows of a label file, with the columns that the quarantine has as well."""
+    table = read_table(storage, file.path).take(pa.array(positions))
+    return table.select(
+        [name for name in table.column_names if name in PLAIN or name not in OWN_COLUMNS or name == "image_id"]
+    )
+
+
+def _one_type(fields: Sequence[pa.Field]) -> pa.Field:
+    try:
+        return pa.unify_schemas([pa.schema([field]) for field in fields], promote_options="permissive").field(0)
+    except pa.ArrowTypeError:
+        return pa.field(fields[0].name, pa.string())
+
+
+def _texts(row: Mapping[str, Any], schema: pa.Schema) -> dict[str, str]:
+    """Return the values of a row that are no text where the column is."""
+    values = {field.name: row[field.name] for field in schema if isinstance(row.get(field.name), pa.Scalar)}
+    return {
+        name: str(value.as_py())
+        for name, value in values.items()
+        if value.is_valid and pa.types.is_string(schema.field(name).type) and not isinstance(value.as_py(), str)
+    }
 
 
 def _concatenated(arrays: Iterable[Numbers]) -> Numbers:

@@ -12,6 +12,7 @@
     │   ├── AlreadyExistsError          create-only write lost the race: read the winner
     │   └── SourceChangedError          the object is not the version that was planned: plan again
     ├── TransientError                  throttling, timeouts, 5xx: retry the whole attempt
+    │   └── StoreFullError              no space or quota is left: somebody has to make room
     ├── ImageError                      one row's image is bad for good: quarantine the row
     ├── IntegrityError                  our own books do not balance: stop, report a bug
     └── HeldError                       exit 3: finished, but a check holds the result back
@@ -70,6 +71,10 @@ class SourceChangedError(StorageError):
 
 class TransientError(NightshiftError):
     """Throttling, timeouts, connection loss, 5xx: the attempt fails, not the row."""
+
+
+class StoreFullError(TransientError):
+    """No space or no quota is left: it may pass, but hardly by itself."""
 
 
 class ImageError(NightshiftError):

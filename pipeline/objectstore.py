@@ -18,10 +18,10 @@ import obstore
 from obstore import exceptions as failures
 from obstore.store import MemoryStore, from_url
 
-from pipeline.answers import RefusedForNowError, UnspellableKeyError, exhausted, first_line, translated
+from pipeline.answers import RefusedForNowError, UnspellableKeyError, exhausted, translated
 from pipeline.errors import AlreadyExistsError, ConfigError, NotFoundError, TransientError
 from pipeline.oddkeys import names_in
-from pipeline.refusals import changed, printable, vanished
+from pipeline.refusals import changed, first_line, printable, vanished
 from pipeline.retrying import FIRST_PAUSE_S, LONGEST_PAUSE_S, Trial, retried
 from pipeline.settings import StorageSettings
 from pipeline.storage import Entry, join, open_storage, patience_of, scheme_of

@@ -7,7 +7,7 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from pipeline.errors import NotFoundError, SourceChangedError, StorageError
-from pipeline.refusals import changed, printable
+from pipeline.refusals import changed, damaged
 from pipeline.storage import Storage, join
 
 
@@ -28,13 +28,10 @@ def open_planned(folder: Storage, path: str, version: str) -> Iterator[BinaryIO]
         except SourceChangedError:
             raise
         except (pa.ArrowException, OSError, StorageError) as error:
-            location = printable(join(folder.url, path))
+            location = join(folder.url, path)
             with suppress(NotFoundError):
                 if folder.stat(path).version == version:
                     if isinstance(error, StorageError):
                         raise
-                    line = str(error).strip().splitlines()[0][:200]
-                    raise StorageError(
-                        f"{location}: damaged rows ({line}); replace the file, then plan again"
-                    ) from error
+                    raise damaged(location, error) from error
             raise changed(location) from error

@@ -56,7 +56,7 @@ def excluded(statistics: Any, kind: pa.DataType, predicate: Predicate) -> bool:
         return operator == "in" and all(excluded(statistics, kind, (predicate[0], "=", one)) for one in value)
     if statistics is None or not statistics.has_min_max or operator == "!=":
         return False
-    if _is_text(kind) and not isinstance(value, str):  # "9" stands after "10"
+    if is_text(kind) and not isinstance(value, str):  # "9" stands after "10"
         return False
     if statistics.min != statistics.min:  # NaN: some writers take it for a bound
         return False
@@ -79,7 +79,7 @@ def _common(column: Any, value: Scalar) -> tuple[Any, Any]:
         return _common(column.cast(kind.value_type), value)
     if pa.types.is_null(kind):
         return column.cast(pa.string()), pa.scalar(str(value))
-    if _is_text(kind):
+    if is_text(kind):
         return _text(column.cast(pa.large_string()), value)
     if isinstance(value, bool) or pa.types.is_boolean(kind):
         return column, pa.scalar(value, pa.bool_())
@@ -141,7 +141,8 @@ def _iso(value: Scalar) -> str:
     return value
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Say whether a column holds text, however it is laid out."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
@@ -157,6 +158,6 @@ def _advice(kind: pa.DataType) -> str:
         return "give a number, without quotes"
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
         return "give a date as 2026-11-24 or a time as '2026-11-24T06:00:00'"
-    if _is_text(kind):
+    if is_text(kind):
         return "write the value in quotes"
     return "filter on a column of text, numbers, booleans or dates"

@@ -250,5 +250,6 @@ def _write_repeated(storage: Storage, chosen: Sequence[Chosen], repeated: Repeat
     """Write the rows whose id is taken; return where, an empty list when there are none."""
     if not repeated.rows:
         return []
-    name = digest([[row["segment"], row["uri"], row["message"]] for row in repeated.rows])
-    return [create_table(storage, chosen[0].generation.copy("quarantine", "duplicates", name), repeated.table()).path]
+    table = repeated.table()
+    name = digest([table.column_names, *(table[name].to_pylist() for name in ("segment", "uri", "message"))])
+    return [create_table(storage, chosen[0].generation.copy("quarantine", "duplicates", name), table).path]

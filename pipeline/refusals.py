@@ -9,6 +9,7 @@ from pipeline.errors import (
     NotFoundError,
     SourceChangedError,
     StorageError,
+    StoreFullError,
     TransientError,
 )
 
@@ -32,8 +33,9 @@ BRIEF = _codes(
     "EAGAIN", "EBUSY", "EINTR", "EIO", "EMFILE", "ENFILE", "ESTALE", "ETIMEDOUT", "EREMOTEIO", "ECONNRESET", "EHOSTDOWN",
     "EHOSTUNREACH", "ENETUNREACH", "ENOLINK",
 )  # fmt: skip
-# Worth another attempt later, but somebody has to do something first.
-PASSING = BRIEF | _codes("EDQUOT", "ENOMEM", "ENOSPC")
+# Worth another attempt later.
+PASSING = BRIEF | _codes("ENOMEM")
+FULL = _codes("EDQUOT", "ENOSPC")
 
 
 def printable(text: str) -> str:
@@ -41,6 +43,16 @@ def printable(text: str) -> str:
     for pattern, mask in _SECRETS:
         text = pattern.sub(mask, text)
     return text
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says in one line of at most 300 characters, secrets masked."""
+    return printable((str(error).strip().splitlines() or [type(error).__name__])[0])[:300]
+
+
+def damaged(location: str, error: Exception) -> StorageError:
+    """Return the error of a file that does not hold what its footer, which was planned, promises."""
+    return StorageError(f"{printable(location)}: damaged rows ({first_line(error)}); replace the file, then plan again")
 
 
 def missing(location: str) -> NotFoundError:
@@ -71,4 +83,6 @@ def file_error(location: str, error: OSError) -> NightshiftError:
     message = f"{location}: {error.strerror}; check the path, its permissions and the free space"
     if isinstance(error, PermissionError):
         return AccessDeniedError(message)
+    if error.errno in FULL:
+        return StoreFullError(message)
     return (TransientError if error.errno in PASSING else StorageError)(message)

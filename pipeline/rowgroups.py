@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import SourceChangedError, StorageError
 from pipeline.pages import Page, pages_of
 from pipeline.predicates import excluded
+from pipeline.refusals import damaged
 from pipeline.settings import Predicate
 from pipeline.shards import Segment
 
@@ -206,16 +207,6 @@ def _most_bytes(pages: Sequence[Page], num_rows: int, enough: int) -> int:
         if most > enough:
             break
     return most
-
-
-def damaged(location: str, error: Exception) -> StorageError:
-    """Return the error of a file that does not hold what its footer, which was planned, promises."""
-    return StorageError(f"{location}: damaged rows ({line_of(error)}); replace the file, then plan again")
-
-
-def line_of(error: Exception) -> str:
-    """Return the first line of an error: Arrow's go on for a page."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def _mb(num_bytes: int) -> str:

@@ -24,6 +24,7 @@ from pipeline.locations import DENIED, fetch
 from pipeline.partitions import partitions_of
 from pipeline.planned import open_planned
 from pipeline.predicates import matching
+from pipeline.refusals import printable
 from pipeline.rowgroups import Group, GroupReader
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard
@@ -78,7 +79,9 @@ class ShardReader:
         self._settings, self._storage, self._passed, self._buffer_bytes = settings, storage, columns, buffer_bytes
         self._folder, _ = open_source(settings, storage)
         self._last_csv: tuple[tuple[str, str], pa.Table] | None = None
-        self._matched: dict[str, int] = {}  # by segment: several shards may be read at a time
+        self._matched: dict[
+            str, int
+        ] = {}  # by segment, from its reading to its counting: several shards may be read at a time
 
     def id_type(self, shard: Shard) -> pa.DataType:
         """Return the Arrow type that holds the image ids of all live files; StorageError when no type does."""
@@ -90,10 +93,10 @@ class ShardReader:
         return common_fields(self._folder, shard, self._passed)
 
     def matched(self, shard: Shard) -> dict[str, int]:
-        """Return by segment key the rows that the filter takes, of the shard that was read to its end last."""
+        """Return by segment key the rows that the filter takes, of a shard that was read to its end; once for each reading."""
         if not self._settings.filter:
             return {segment.key: segment.num_rows for segment in shard.live}
-        return {segment.key: self._matched[segment.key] for segment in shard.live}
+        return {segment.key: self._matched.pop(segment.key) for segment in shard.live}
 
     def read(self, shard: Shard, batch_size: int = 64) -> Iterator[list[Row]]:
         """Yield the live rows that the filter takes, in lists of at most `batch_size`, shorter where images are large.
@@ -181,7 +184,7 @@ class ShardReader:
     def _read_csv(self, segment: Segment, batch_size: int) -> Iterator[list[Row]]:
         table = self._csv(segment)
         keep = self._mask(table)
-        self._matched[segment.key] = int(keep.sum())
+        self._note_matched(segment, int(keep.sum()))
         positions = np.arange(segment.first_row, segment.end_row)
         yield from self._kept(table.to_batches(batch_size), segment, positions, keep)
 
@@ -190,7 +193,7 @@ class ShardReader:
         key = segment.path, segment.version
         last = self._last_csv  # looked at once: another thread may read another file
         if last is None or last[0] != key:
-            location = join(self._folder.url, segment.path)
+            location = self._location(segment)
             with self._folder.open(*key) as handle:
                 table = read_csv(handle, location)
             check_columns(table.schema, self._settings, location, self._columns_of_tables(segment))
@@ -201,7 +204,7 @@ class ShardReader:
         with open_planned(self._folder, segment.path, segment.version) as handle:
             file = self._open(handle, segment)
             groups, masks = self._taken(file, segment)
-            self._matched[segment.key] = sum(int(mask.sum()) for mask in masks)
+            self._note_matched(segment, sum(int(mask.sum()) for mask in masks))
             if groups:
                 positions = np.concatenate([np.arange(g.first_row, g.first_row + g.num_rows) for g in groups])
                 columns = [*self._columns(), *self._columns_of_tables(segment)]
@@ -209,11 +212,15 @@ class ShardReader:
                 yield from self._kept(batches, segment, positions, np.concatenate(masks))
 
     def _open(self, handle: BinaryIO, segment: Segment) -> GroupReader:
-        location = join(self._folder.url, segment.path)
+        location = self._location(segment)
         file = GroupReader(handle, location, self._buffer_bytes)
         # Again: the plan checked the columns that the config named then, and only in files that were new then.
         check_columns(file.schema, self._settings, location, self._columns_of_tables(segment))
         return file
+
+    def _location(self, segment: Segment) -> str:
+        """Return where a segment's file lies, for messages."""
+        return printable(join(self._folder.url, segment.path))
 
     def _taken(self, file: GroupReader, segment: Segment) -> tuple[list[Group], list[npt.NDArray[np.bool_]]]:
         """Return the row groups in which the filter takes rows, and which; only its own columns are read for that."""
@@ -226,6 +233,10 @@ class ShardReader:
         ]
         taken = [(group, mask) for group, mask in zip(groups, masks, strict=True) if mask.any()]
         return [group for group, _ in taken], [mask for _, mask in taken]
+
+    def _note_matched(self, segment: Segment, num_rows: int) -> None:
+        if self._settings.filter:
+            self._matched[segment.key] = num_rows
 
     def _mask(self, rows: pa.Table | pa.RecordBatch) -> npt.NDArray[np.bool_]:
         """Return which rows the filter takes."""
@@ -245,7 +256,7 @@ class ShardReader:
             first += batch.num_rows
         if first != len(keep):
             raise StorageError(
-                f"{join(self._folder.url, segment.path)}: {first} rows where the footer promises {len(keep)}; replace the "
+                f"{self._location(segment)}: {first} rows where the footer promises {len(keep)}; replace the "
                 "file, then plan again"
             )
 

@@ -70,6 +70,14 @@ class InputSettings(Section):
         """Return the input as labelling needs it: without the columns that only training and evaluation read."""
         return self.model_copy(update={"label_column": None, "split_column": None, "group_column": None})
 
+    @field_validator("filter", mode="before")
+    @classmethod
+    def _predicates_are_triples(cls, value: Any) -> Any:
+        for predicate in value if isinstance(value, list | tuple) else [value]:
+            if not isinstance(predicate, list | tuple) or len(predicate) != 3:
+                raise ValueError(f"expected predicates as [[column, 'operator', value], ...], not {predicate!r}")
+        return value
+
     @field_validator("filter")
     @classmethod
     def _lists_go_with_in(cls, value: tuple[Predicate, ...]) -> tuple[Predicate, ...]:

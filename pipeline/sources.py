@@ -10,7 +10,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from pipeline.errors import EmptyInputError, InputError, NotFoundError, StorageError
-from pipeline.predicates import matching
+from pipeline.predicates import is_text, matching
+from pipeline.refusals import first_line, printable
 from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment
@@ -68,9 +69,11 @@ def list_source(settings: InputSettings, storage: StorageSettings) -> Listing:
         folder, name = open_source(settings, storage)
         entries = [folder.stat(name)] if name else [e for e in folder.list() if not _hidden(e.path)]
     except NotFoundError as error:
-        raise EmptyInputError(f"input.url: {settings.url} does not exist; give a file or a folder that does") from error
+        raise EmptyInputError(
+            f"input.url: {printable(settings.url)} does not exist; give a file or a folder that does"
+        ) from error
     except StorageError as error:
-        raise InputError(f"input.url: {settings.url} cannot be listed: {error}") from error
+        raise InputError(f"input.url: {printable(settings.url)} cannot be listed: {error}") from error
     _check_names(entries, settings.url)
     kind = settings.format if settings.format != "auto" else _detect(entries)
     files = sorted((e for e in entries if _is(kind, e.path)), key=lambda entry: entry.path)
@@ -87,7 +90,9 @@ def _check_names(entries: Iterable[Entry], url: str) -> None:
         try:
             entry.path.encode()
         except UnicodeEncodeError as error:
-            raise InputError(f"{url}: the file name {entry.path!a} is not UTF-8; rename or remove it") from error
+            raise InputError(
+                f"{printable(url)}: the file name {entry.path!a} is not UTF-8; rename or remove it"
+            ) from error
 
 
 def refuse_columns(settings: InputSettings, columns: Sequence[str] = ()) -> None:
@@ -96,7 +101,7 @@ def refuse_columns(settings: InputSettings, columns: Sequence[str] = ()) -> None
     named += [("input.filter", p[0]) for p in settings.filter] + [("label.columns", name) for name in columns]
     for key, name in named:
         raise InputError(
-            f"{settings.url} is a folder of images, and {key} names a column ({name!r}); loose images have none: their id is "
+            f"{printable(settings.url)} is a folder of images, and {key} names a column ({name!r}); loose images have none: their id is "
             "the path, their label the folder, and their columns are Hive partitions (such as date=2026-11-24/). Remove it, "
             "or give a table"
         )
@@ -126,12 +131,14 @@ def _detect(entries: Iterable[Entry]) -> str:
 def _nothing_there(settings: InputSettings, entries: list[Entry], kind: str) -> str:
     if not entries:
         return (
-            f"input.url: {settings.url} does not exist, is empty, or is a file of another kind; expected Parquet files, "
+            f"input.url: {printable(settings.url)} does not exist, is empty, or is a file of another kind; expected Parquet files, "
             "a CSV, or images below it. Check the path (a share that is not mounted looks like this)"
         )
     wanted = kind if kind else "Parquet, CSV or image"
     found = ", ".join(entry.path for entry in entries[:3])
-    return f"input.url: no {wanted} files among the {len(entries)} files below {settings.url} (such as {found})"
+    return (
+        f"input.url: no {wanted} files among the {len(entries)} files below {printable(settings.url)} (such as {found})"
+    )
 
 
 def segments_of(
@@ -154,7 +161,7 @@ def segments_of(
     with folder.open(file.path, file.version) as handle:
         schema, sizes = (_csv_sizes if kind == "csv" else _group_sizes)(handle, file, settings, folder)
         if sizes or kind == "csv":  # writers of Parquet give the columns of empty tables any type
-            check_columns(schema, settings, join(folder.url, file.path), columns)
+            check_columns(schema, settings, printable(join(folder.url, file.path)), columns)
     total, segments, first = sum(sizes), [], 0
     for rows in _packed(sizes, settings.shard_images):
         segments.append(Segment(*file.identity, first, rows, total))
@@ -179,15 +186,17 @@ def _group_sizes(
     try:
         parquet = pq.ParquetFile(handle)
     except (pa.ArrowException, OSError) as error:
-        location = join(folder.url, file.path)
-        raise InputError(f"{location}: not a readable Parquet file ({_short(error)}); replace or remove it") from error
+        location = printable(join(folder.url, file.path))
+        raise InputError(
+            f"{location}: not a readable Parquet file ({first_line(error)}); replace or remove it"
+        ) from error
     sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.metadata.num_row_groups)]
     return parquet.schema_arrow, sizes if any(sizes) else []
 
 
 def _csv_sizes(handle: BinaryIO, file: Entry, settings: InputSettings, folder: Storage) -> tuple[pa.Schema, list[int]]:
     """Count the rows and offer them as groups of `shard_images`: a CSV is read whole, but may feed several shards."""
-    table = read_csv(handle, join(folder.url, file.path))
+    table = read_csv(handle, printable(join(folder.url, file.path)))
     whole, rest = divmod(table.num_rows, settings.shard_images)
     return table.schema, [settings.shard_images] * whole + [rest] * bool(rest)
 
@@ -203,7 +212,7 @@ def read_csv(handle: BinaryIO, location: str) -> pa.Table:
         table = pacsv.read_csv(pa.BufferReader(data), reading, parsing, converting)
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         raise InputError(
-            f"{location}: not a readable CSV ({_short(error)}); expected UTF-8, a header line and commas"
+            f"{location}: not a readable CSV ({first_line(error)}); expected UTF-8, a header line and commas"
         ) from error
     if _ends_in_quotes(table, data):
         raise InputError(
@@ -266,13 +275,9 @@ def is_image_type(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
-
-
 def _is_id(kind: pa.DataType) -> bool:
     """Say whether values identify: floats are not exact, binary and nested values have no spelling of their own."""
-    return _is_text(kind) or bool(pa.types.is_integer(kind))
+    return is_text(kind) or bool(pa.types.is_integer(kind))
 
 
 def _is_name(kind: pa.DataType) -> bool:
@@ -285,7 +290,7 @@ COLUMN_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
         is_image_type,
         "binary or struct<bytes, path>. For a column of locations use input.uri_column",
     ),
-    "uri_column": (_is_text, "string"),
+    "uri_column": (is_text, "string"),
     "id_column": (
         _is_id,
         "string or integer. Cast the column, or leave input.id_column out: ids are then <file>#<row>",
@@ -294,7 +299,3 @@ COLUMN_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "split_column": (_is_name, "string"),
     "group_column": (_is_name, "string, integer or date"),
 }
-
-
-def _short(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200]

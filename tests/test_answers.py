@@ -1,7 +1,7 @@
 import pytest
 from obstore import exceptions as failures
 
-from pipeline.answers import RefusedForNowError, UnspellableKeyError, exhausted, first_line, translated
+from pipeline.answers import RefusedForNowError, UnspellableKeyError, exhausted, translated
 from pipeline.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -104,8 +104,3 @@ def test_credentials_in_messages_are_masked():
         raise failures.GenericError("Error performing GET http://me:pw@host/x?sig=abc in 1ms - HTTP error")
     assert "pw" not in str(caught.value)
     assert "abc" not in str(caught.value)
-
-
-def test_first_line_is_short():
-    assert first_line(ValueError("a" * 400 + "\nb")) == "a" * 300
-    assert first_line(ValueError()) == "ValueError"

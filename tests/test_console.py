@@ -196,3 +196,8 @@ def test_terminal_is_left_as_it_was(open_terminal, error):
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # and is there again
     assert sys.stderr is terminal
     assert re.search(r"label     30 images in [\d.]+ s, [\d,.]+/s\n$", shown)
+
+
+def test_secrets_in_urls_are_not_shown(capsys):
+    console.say("s3://key:secret@bucket/x and https://h/x?sig=abc failed")
+    assert capsys.readouterr().err == "s3://***@bucket/x and https://h/x?sig=*** failed\n"

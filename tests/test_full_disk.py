@@ -13,7 +13,7 @@ from pipeline.storage import FileStorage
 @pytest.fixture(autouse=True)
 def model(night, monkeypatch):
     monkeypatch.setattr("cluster.retries.FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr("cluster.retries.STORAGE_PATIENCE_S", 0)  # of ten minutes, in which space may be made
+    monkeypatch.setattr("cluster.retries.FULL_PATIENCE_S", 0)  # of a minute, in which space may be made
     return night.seal()
 
 

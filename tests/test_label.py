@@ -159,6 +159,7 @@ def test_a_file_that_changed_after_the_plan_fails_its_shard_and_says_plan_again(
     assert ended.record["failures"][0]["kind"] == "changed"
     assert "changed since it was planned" in ended.record["failures"][0]["error"]
     assert ended.record["failures"][0]["attempts"] == 1
+    assert "1 shard failed; `nightshift nightly` plans again" in ended.record["outcome"]
     assert len(published(night.store, "data")) == 5
 
 
@@ -248,6 +249,22 @@ def test_retry_quarantined_labels_those_shards_again(night, model, nightshift, l
     ended = nightshift(config, "label", "--retry-quarantined")
     assert counts(ended.record) == (10, 9, 1, 10, 0)
     assert len(published(night.store, "data")) == 19
+
+
+def test_retried_shards_that_are_not_reached_keep_their_labels(night, model, nightshift, local_ray, monkeypatch):
+    for name in ("a", "b"):
+        night.write(
+            f"{name}.parquet", [f"{name}{n}" for n in range(5)], image=pa.array([b"bad", *map(night.png, range(4))])
+        )
+    config = night.config(input={"shard_images": 5}, label={"max_bad_fraction": 1})
+    nightshift(config, "label")
+    stopped = nightshift(config, "label", "--retry-quarantined", "--set", "label.max_images=5")
+    assert (stopped.code, counts(stopped.record), stopped.record["remaining"]) == (5, (5, 4, 1, 5, 0), 5)
+    assert len(published(night.store, "data")) == 8
+    fail_in(monkeypatch, lambda shard: StorageError("damaged"))
+    failed = nightshift(config, "label", "--retry-quarantined")
+    assert (failed.code, counts(failed.record)) == (3, (0, 0, 0, 10, 2))
+    assert len(published(night.store, "data")) == 8
 
 
 def test_a_shard_that_always_fails_is_listed_and_the_rest_is_published(

@@ -164,7 +164,7 @@ def test_a_new_models_labels_wait_also_when_the_deadline_stops_them(night, model
     other = ["--set", f"model.version={night.seal(seed=1)}", "--set", "label.max_images=20"]
     stopped = nightshift(config, "label", *other)
     assert (stopped.code, counts(stopped.record)) == (5, (20, 20, 0, 10, 0))
-    assert "replace the view only when every shard has them, and 1 shard with 10 images" in stopped.said
+    assert "replace the view only when every shard has them, and 1 shard with 10 images do not" in stopped.said
     assert read_view(night.store, "data").document["model"] == f"tiny@{model}"
     done = nightshift(config, "nightly", *other)
     assert (done.code, counts(done.record)) == (0, (10, 10, 20, 0, 0))

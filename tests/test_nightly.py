@@ -93,7 +93,7 @@ def delta(night):
         table = deltalake.DeltaTable(f"{night.store.url}/labels/data")
         return sorted(pa.table(table.scan(columns=["image_id"]))["image_id"].to_pylist())
 
-    return night.config(output={"table": "delta"}), ids
+    return night.config(input={"max_vanished_fraction": 1}, output={"table": "delta"}), ids
 
 
 def test_table_shows_each_night(night, nightshift, local_ray, delta):

@@ -3,8 +3,15 @@ import os
 
 import pytest
 
-from pipeline.errors import AccessDeniedError, NotFoundError, SourceChangedError, StorageError, TransientError
-from pipeline.refusals import BRIEF, PASSING, changed, file_error, missing, printable, vanished
+from pipeline.errors import (
+    AccessDeniedError,
+    NotFoundError,
+    SourceChangedError,
+    StorageError,
+    StoreFullError,
+    TransientError,
+)
+from pipeline.refusals import BRIEF, PASSING, changed, damaged, file_error, first_line, missing, printable, vanished
 
 
 @pytest.mark.parametrize(
@@ -43,7 +50,7 @@ def test_a_planned_file_that_is_gone_has_changed():
     ("code", "kind"),
     [
         (errno.ENOENT, NotFoundError), (errno.EACCES, AccessDeniedError), (errno.EPERM, AccessDeniedError),
-        (errno.EIO, TransientError), (errno.ESTALE, TransientError), (errno.ENOSPC, TransientError),
+        (errno.EIO, TransientError), (errno.ESTALE, TransientError), (errno.ENOSPC, StoreFullError), (errno.EDQUOT, StoreFullError),
         (errno.EROFS, StorageError), (errno.ENAMETOOLONG, StorageError), (errno.ENOTDIR, StorageError),
     ],
 )  # fmt: skip
@@ -53,6 +60,17 @@ def test_what_may_pass_is_told_from_what_stays(code, kind):
     assert "/data/x" in str(error)
 
 
-def test_a_full_disk_is_not_waited_for():
-    assert errno.ENOSPC in PASSING - BRIEF
+def test_a_full_disk_is_neither_brief_nor_passing():
+    assert errno.ENOMEM in PASSING - BRIEF
+    assert not {errno.ENOSPC, errno.EDQUOT} & PASSING
     assert BRIEF < PASSING
+
+
+def test_first_line_is_short():
+    assert first_line(ValueError("a" * 400 + "\nb")) == "a" * 300
+    assert first_line(ValueError()) == "ValueError"
+
+
+def test_damage_is_said_with_place_and_remedy():
+    said = str(damaged("s3://k:s@bucket/a.parquet", ValueError("bad page\nat 7")))
+    assert said == "s3://***@bucket/a.parquet: damaged rows (bad page); replace the file, then plan again"

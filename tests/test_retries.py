@@ -14,6 +14,7 @@ from pipeline.errors import (
     NotFoundError,
     SourceChangedError,
     StorageError,
+    StoreFullError,
     TransientError,
 )
 
@@ -48,6 +49,7 @@ def rules(attempts=3, halvings=6, shared=True):
         (AccessDeniedError("403"), "refused"),
         (StorageError("no"), "refused"),
         (TransientError("503"), "storage"),
+        (StoreFullError("no space left"), "full"),
         (MemoryError(), "memory"),
         (pa.ArrowMemoryError("malloc failed"), "memory"),
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "memory"),
@@ -117,6 +119,16 @@ def test_a_storage_that_is_away_for_minutes_costs_no_attempt(clock):
     failure = decide.after(work, TransientError("503"))
     assert failure == Failure("TransientError: 503", work.tries + 1, "storage")
     assert counts["storage"] == work.tries > 20, "pauses stay below half a minute"
+
+
+def test_a_full_disk_is_given_up_after_a_minute(clock):
+    decide, counts = rules(attempts=1)
+    work = decide.after(Work("x"), StoreFullError("no space left"))
+    assert isinstance(work, Work)
+    clock[0] += retries.FULL_PATIENCE_S
+    assert decide.after(work, StoreFullError("no space left")).kind == "full"
+    assert counts == {"full": 1}
+    assert retries.FULL_PATIENCE_S < retries.STORAGE_PATIENCE_S / 5
 
 
 def test_where_nothing_succeeds_the_items_do_not_each_wait_their_ten_minutes(clock):

@@ -122,6 +122,12 @@ def test_the_records_config_has_no_credentials(night):
     assert b"hunter2" not in night.store.read("runs/r1/run.json")
 
 
+def test_the_outcome_has_no_credentials(night):
+    run = Run("label", night.config(), None)
+    run.end(1, "https://me:pw@host/x does not answer")
+    assert run.record["outcome"] == "failed: https://***@host/x does not answer"
+
+
 def test_library_that_is_not_installed_has_no_version(night):
     assert runs.library_versions(["pyarrow", "no-such-library"])["no-such-library"] is None
 

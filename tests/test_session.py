@@ -79,6 +79,7 @@ def test_a_session_of_its_own_ends_with_the_block(fake):
         assert fake.shutdowns == 0
     assert (fake.started[0]["num_cpus"], fake.started[0]["include_dashboard"], fake.shutdowns) == (3, False, 1)
     assert module.os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
+    assert module.os.environ["MALLOC_MMAP_THRESHOLD_"] == "4194304"
 
 
 def test_a_session_ends_when_the_block_fails(fake):

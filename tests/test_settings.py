@@ -41,6 +41,12 @@ from pipeline.settings import (
         (TrainSettings, {"epochs": 0}, "greater than 0"),
         (LabelSettings, {"max_bad_fraction": 1.1}, "less than or equal to 1"),
         (LabelSettings, {"attempts": 0}, "greater than 0"),
+        (LabelSettings, {"deadline": "25:00"}, "a duration above zero"),
+        (LabelSettings, {"min_workers": 3, "max_workers": 2}, "must be at most max_workers"),
+        (InputSettings, {"url": "x", "filter": ["price", ">", 3]}, r"expected predicates as .*, not 'price'"),
+        (InputSettings, {"url": "x", "filter": [["price", ">"]]}, r"expected predicates as .*, not \['price', '>'\]"),
+        (InputSettings, {"url": "x", "filter": [["price", "in", 3]]}, "in takes a list of values, not empty"),
+        (InputSettings, {"url": "x", "filter": [["price", ">", [3]]]}, "> takes one value"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(section, values, words):

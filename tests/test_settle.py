@@ -36,6 +36,9 @@ def test_the_date_chooses_the_partition_that_a_night_labels(night, nightshift, l
     second = nightshift(config, "nightly", "--date", "2026-11-22")
     assert (second.code, second.record["images_in"], second.record["skipped"]) == (0, 5, 5)
     assert read_view(night.store, "data").counts.labelled == 10
+    third = nightshift(config, "nightly", "--date", "2026-11-24")
+    assert (third.code, third.record["images_in"]) == (0, 0)
+    assert "input.filter (date = 2026-11-24) takes none of the partitions of plan 1" in third.said
 
 
 def test_a_backfill_of_one_partition_by_a_new_model_waits_for_the_others(night, model, nightshift, local_ray):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pyarrow as pa
 
@@ -6,6 +7,7 @@ from jobs.runs import Run, execute
 from jobs.status import RUNS_SHOWN, show
 from pipeline.counts import Counts
 from pipeline.documents import encode
+from pipeline.publication import publish
 
 
 def state(config, capsys) -> dict:
@@ -67,3 +69,26 @@ def test_full_store_is_told_to_people(night, capsys):
     assert ": 4 labels of tiny@" in said
     assert "r09: 4 labelled, 1 quarantined, 0 done before, 0 s; 0 (complete)" in said
     assert "none yet" not in said
+
+
+def test_a_view_of_several_generations_names_them_all(night, capsys):
+    night.write("a.parquet", [1, 2, 3])
+    config = night.config()
+    version = night.seal()
+    first = night.plan(config)
+    ledger = night.label(config, first, version)
+    night.write("b.parquet", [4, 5])
+    second = night.plan(config)
+    other = night.config(label={"top_k": 1})
+    new = replace(second, shards=tuple(shard for shard in second.shards if shard not in first.shards))
+    parts = [
+        (night.task(other, version).generation, night.label(other, new, version)),
+        (night.task(config, version).generation, ledger),
+    ]
+    publish(night.store, parts, second, {"model": f"tiny@{version}", "run_id": "r", "published_at": "now"})
+    names = [generation.name for generation, _ in parts]
+    assert state(config, capsys)["view"]["generations"] == dict.fromkeys(names, 1)
+    show(config, False)
+    said = capsys.readouterr().out
+    assert "5 labels of" in said
+    assert all(f"{name} (1 shard)" in said for name in names)

@@ -12,8 +12,8 @@ import pytest
 from conftest import Night, published
 from faultproxy import FAULTS, FaultProxy
 
-from pipeline import rows
 from pipeline.errors import AlreadyExistsError, NotFoundError, SourceChangedError, StorageError, TransientError
+from pipeline.rowgroups import GroupReader
 from pipeline.rows import ShardReader
 from pipeline.settings import StorageSettings
 from pipeline.storage import FileStorage, open_storage
@@ -309,7 +309,7 @@ def parquet(png, ids) -> bytes:
 
 def amid_reading(monkeypatch, change):
     """Call `change` once, when the first file's footer has been read and its rows have not."""
-    groups, left = rows._groups, [change]
+    groups, left = GroupReader.groups, [change]
 
     def changing(*arguments):
         found = groups(*arguments)
@@ -317,7 +317,7 @@ def amid_reading(monkeypatch, change):
             left.pop()()
         return found
 
-    monkeypatch.setattr(rows, "_groups", changing)
+    monkeypatch.setattr(GroupReader, "groups", changing)
 
 
 @pytest.mark.parametrize("what", ["changed", "changed amid reading", "vanished", "vanished amid reading"])
