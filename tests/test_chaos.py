@@ -67,11 +67,11 @@ def below(pid):
 
 
 class Job:
-    """A `nightshift label` of a test's own, on a terminal of its own."""
+    """A command, `nightshift label` by default, of a test's own, on a terminal of its own."""
 
-    def __init__(self, config, run_id, *options):
+    def __init__(self, config, run_id, *options, command="label"):
         self._master, slave = pty.openpty()
-        arguments = [sys.executable, "-c", ON_TERMINAL, "label", str(config), "--run-id", run_id, *options]
+        arguments = [sys.executable, "-c", ON_TERMINAL, command, str(config), "--run-id", run_id, *options]
         self.process = subprocess.Popen(
             arguments, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
         )

@@ -70,6 +70,10 @@ class Ground:
         """Return the process ids of the labellers on a node."""
         return [pid for pid, command in below(self._raylets[number]).items() if "ray::_Worker" in command]
 
+    def all_labellers(self):
+        """Return the process ids of all labellers."""
+        return [pid for pid, command in below(self._process.pid).items() if "ray::_Worker" in command]
+
     def close(self):
         family = below(self._process.pid)
         self._process.kill()
