@@ -163,7 +163,7 @@ def store_away(stage: Any) -> str:
     seconds = 120.0 if stage.turn == 0 else stage.chance.uniform(2, 6)
     with stage.behind(0) as proxy:
         job = stage.start("first")
-        calls = stage.chance.randrange(20, 150)
+        calls = stage.chance.randrange(20, 80)
         wait_until(lambda: proxy.requests.total() >= calls or job.ended(), f"{calls} requests: {job.last_words}")
         with proxy.away():
             time.sleep(seconds)

@@ -25,6 +25,7 @@ from pipeline.tables import read_table
 
 SEEDS = int(os.environ.get("NIGHTSHIFT_CHAOS_SEEDS", "4"))
 NUM_FILES, SHARDS_PER_FILE, IMAGES_PER_SHARD = 8, 8, 3
+FILES_IN_BUCKET = 3  # a request there takes its time
 NAMES = list(FAULTS)
 
 
@@ -40,7 +41,7 @@ class Stage:
         self.night = Night(folder, png)
         self.version = prepared.version if prepared else None
         source = {"shard_images": IMAGES_PER_SHARD}
-        self.config = self.night.config(input=source, cluster={"address": ground.address}, label={"max_workers": 2})
+        self.config = self.night.config(input=source, cluster={"address": ground.address}, label={"max_workers": 1})
         self._storage = self.night.store
         for number in range(NUM_FILES):
             self.write(number)
@@ -96,8 +97,10 @@ class Stage:
 
     @contextmanager
     def behind(self, share, kinds=("error",)):
-        """Move input and store into a bucket that is reached through a misbehaving proxy."""
+        """Move some of the input and the store into a bucket that is reached through a misbehaving proxy."""
         url, direct = self._s3
+        for number in range(FILES_IN_BUCKET, NUM_FILES):
+            self.file(number).unlink()
         for name in ("data", "store"):
             bucket, folder = open_storage(f"{url}/{name}", direct), self.folder / name
             for path in folder.rglob("*"):
