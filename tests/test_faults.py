@@ -34,10 +34,10 @@ class Stage:
 
     num_files, num_shards, images_per_shard = NUM_FILES, NUM_FILES * SHARDS_PER_FILE, IMAGES_PER_SHARD
 
-    def __init__(self, folder, png, seed, ground, prepared, s3):
+    def __init__(self, folder, png, seed, ground, prepared=None, s3=None, nightshift=None):
         self.folder, self.ground, self.turn = folder, ground, seed // len(NAMES)
         self.chance, self.jobs, self._rows = random.Random(seed), [], None
-        self._prepared, self._s3 = prepared, s3
+        self._prepared, self._s3, self._nightshift = prepared, s3, nightshift
         self.night = Night(folder, png)
         self.version = prepared.version if prepared else None
         source = {"shard_images": IMAGES_PER_SHARD}
@@ -70,11 +70,9 @@ class Stage:
         self.jobs.append(job)
         return job
 
-    def finish(self, command="nightly"):
-        """Run the command again, as who finds a night undone does, and return its exit code."""
-        job = self.start("again", command=command)
-        job.wait()
-        return job.process.returncode
+    def finish(self, run_id="again"):
+        """Run the command again in this process, without Ray, as who finds a night undone does; return its exit code."""
+        return self._nightshift(self.config, "nightly", "--run-id", run_id).code
 
     def ends_well(self, job):
         assert job.wait() == 0, job.last_words
@@ -86,14 +84,8 @@ class Stage:
         return json.loads(self._storage.read(f"runs/{run_id}/run.json"))
 
     def promote_another(self):
-        self.night.seal("lab_cnn", seed=1)
-        others = {entry.path.split("/")[2] for entry in self.night.store.list("models/tiny")} - {
-            self.version,
-            "production",
-        }
-        advance(
-            self.night.store, layout.production("tiny"), {"version": others.pop(), "at": "now", "reason": "chaos"}, 1
-        )
+        other = self.night.seal("lab_cnn", seed=1)
+        advance(self.night.store, layout.production("tiny"), {"version": other, "at": "now", "reason": "chaos"}, 1)
 
     @contextmanager
     def behind(self, share, kinds=("error",)):
@@ -181,7 +173,7 @@ def table(request):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, ground, png):
     """A store with a model that has labelled once, through the command: its engine is chosen, its rows are those expected."""
-    stage = Stage(tmp_path_factory.mktemp("prepared"), png, 0, ground, None, None)
+    stage = Stage(tmp_path_factory.mktemp("prepared"), png, 0, ground)
     stage.version = stage.night.seal("lab_cnn")
     try:
         stage.ends_well(stage.start("clean"))
@@ -193,9 +185,11 @@ def prepared(tmp_path_factory, ground, png):
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("seed", range(SEEDS), ids=lambda seed: f"{seed}-{NAMES[seed % len(NAMES)]}")
-def test_rows_after_any_fault_are_those_of_a_clean_run(tmp_path, png, ground, prepared, table, s3, seed):
+def test_rows_after_any_fault_are_those_of_a_clean_run(
+    tmp_path, png, ground, prepared, table, s3, nightshift, local_ray, seed
+):
     name = NAMES[seed % len(NAMES)]
-    stage = Stage(tmp_path, png, seed, ground, prepared, s3)
+    stage = Stage(tmp_path, png, seed, ground, prepared, s3, nightshift)
     row = {"seed": seed, "fault": name, "what": "failed", "images": 0, "rows_equal": False}
     started = time.monotonic()
     try:
