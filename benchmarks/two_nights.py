@@ -167,12 +167,11 @@ def compare(one: pa.Table, other: pa.Table) -> tuple[int, float]:
     base.register("other", other)
     joined = "one join other on one.image_id = other.image_id and one.content_hash = other.content_hash"
     off = f"one.top_k[1].probability - one.top_k[2].probability > {FENCE}"
-    found = base.sql(
+    [(labels, confidence)] = base.sql(
         f"select count(*) filter (where one.class_index <> other.class_index and {off}), "
         f"coalesce(max(abs(one.confidence - other.confidence)), 0) from {joined}"
-    ).fetchone()
-    assert found is not None
-    return int(found[0]), float(found[1])
+    ).fetchall()
+    return int(labels), float(confidence)
 
 
 def check(verdict: Verdict, nights: Nights, photos: Photos, before: pa.Table, day: tuple[int, int, int]) -> None:
@@ -191,8 +190,8 @@ def check(verdict: Verdict, nights: Nights, photos: Photos, before: pa.Table, da
     base = duckdb.connect()
     base.register("before", before)
     base.register("now", files)
-    same = base.sql("select count(*) from (select * from before intersect select * from now)").fetchone()
-    verdict(same == (len(untouched),), f"{len(untouched):,} rows of untouched photos are equal in all columns")
+    same = base.sql("select count(*) from (select * from before intersect select * from now)").fetchall()
+    verdict(same == [(len(untouched),)], f"{len(untouched):,} rows of untouched photos are equal in all columns")
 
 
 def main() -> None:
