@@ -50,7 +50,7 @@ def shared_data() -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def png() -> Callable[..., bytes]:
     """Return encoded pictures: `png(seed, size)`; equal arguments give equal bytes, other seeds other pictures."""
 

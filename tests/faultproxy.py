@@ -1,7 +1,7 @@
 """An HTTP proxy that misbehaves on purpose: it stands between a store's client and a real server on loopback.
 
 A seeded share of the requests is answered 500, 503 SlowDown or 429, reset, left hanging, cut short in either direction, or
-carried out without an answer. `refuse(n)` is a store that is away for the next n requests.
+carried out without an answer. `refuse(n)` is a store that is away for the next n requests, `away()` for some time.
 """
 
 import http.client
@@ -11,7 +11,8 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -34,6 +35,7 @@ class FaultProxy:
         self.requests: Counter[str] = Counter()
         self.stopping = threading.Event()
         self._random, self._lock, self._refusals = random.Random(seed), threading.Lock(), 0
+        self._away = False
         self._planned: list[str | None] = []
         self.handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = _Server(("127.0.0.1", 0), self.handler)
@@ -44,6 +46,15 @@ class FaultProxy:
         with self._lock:
             self._refusals = count
 
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Reset every connection until the block ends."""
+        self._away = True
+        try:
+            yield
+        finally:
+            self._away = False
+
     def plan(self, *faults: str | None) -> None:
         """Say what happens to the next requests, in order; None is no fault."""
         with self._lock:
@@ -53,9 +64,12 @@ class FaultProxy:
         """Decide what happens to one request."""
         with self._lock:
             self.requests[method] += 1
-            if self._refusals:
+            fault: str | None
+            if self._away:
+                fault = "away"
+            elif self._refusals:
                 self._refusals -= 1
-                fault: str | None = "reset"
+                fault = "reset"
             elif self._planned:
                 fault = self._planned.pop(0)
             else:
@@ -89,7 +103,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         fault, length = self.proxy.draw(self.command), int(self.headers.get("content-length") or 0)
         if fault == "cut_request":
             self.rfile.read(length // 2)
-        if fault in ("reset", "cut_request"):
+        if fault in ("reset", "away", "cut_request"):
             return self._reset()
         body = self.rfile.read(length)
         if fault == "hang":

@@ -22,7 +22,8 @@ from pipeline.publication import read_view
 from pipeline.registry import generation
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS = int(os.environ.get("NIGHTSHIFT_CHAOS_SEEDS", "4"))
+# Each of these has a Ray session of its own and takes half a minute; the many faults are those of test_faults.py.
+SEEDS = min(4, int(os.environ.get("NIGHTSHIFT_CHAOS_SEEDS", "4")))
 NUM_SHARDS, IMAGES_PER_SHARD = 60, 3
 PATIENCE_S = 120.0
 # Gives the new session its terminal, and Ctrl-C its meaning, which a test run in the background lacks.
@@ -67,11 +68,11 @@ def below(pid):
 
 
 class Job:
-    """A `nightshift label` of a test's own, on a terminal of its own."""
+    """A command, `nightshift label` by default, of a test's own, on a terminal of its own."""
 
-    def __init__(self, config, run_id, *options):
+    def __init__(self, config, run_id, *options, command="label"):
         self._master, slave = pty.openpty()
-        arguments = [sys.executable, "-c", ON_TERMINAL, "label", str(config), "--run-id", run_id, *options]
+        arguments = [sys.executable, "-c", ON_TERMINAL, command, str(config), "--run-id", run_id, *options]
         self.process = subprocess.Popen(
             arguments, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
         )

@@ -5,8 +5,11 @@ import pyarrow as pa
 import pytest
 from conftest import published
 
+from pipeline import labelling, layout
+from pipeline.documents import advance
 from pipeline.errors import StorageError
 from pipeline.publication import read_view
+from pipeline.tables import read_table
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,28 @@ def test_each_night_labels_what_is_new_and_writes_its_page(night, nightshift, lo
     assert "night-2" in page
     assert f"report: {night.store.url}/runs/night-2/report.html" in second.said
     assert json.loads(night.store.read("runs/night-2/run.json")) == second.record
+
+
+def test_a_production_pointer_that_moves_during_the_night_moves_the_next_night_only(
+    model, night, nightshift, local_ray, monkeypatch
+):
+    night.write("a.parquet", range(20))
+    other, commit, moved = night.seal(seed=1), labelling.commit, []
+
+    def moving(*arguments):
+        if not moved:
+            document = {"version": other, "at": "now", "reason": "amid a night"}
+            moved.append(advance(night.store, layout.production("tiny"), document, 1))
+        return commit(*arguments)
+
+    monkeypatch.setattr(labelling, "commit", moving)
+    config = night.config(input={"shard_images": 5})
+    for version, run_id in ((model, "night-1"), (other, "night-2")):
+        ended = nightshift(config, "nightly", "--run-id", run_id)
+        assert (ended.code, ended.record["model"], ended.record["labelled"]) == (0, f"tiny@{version}", 20)
+        tables = [read_table(night.store, path, ("model",)) for path in read_view(night.store, "data").files]
+        assert {row["model"] for table in tables for row in table.to_pylist()} == {f"tiny@{version}"}
+    assert moved == [2]
 
 
 def test_deleted_images_leave_the_view_without_labelling_anything(night, nightshift, local_ray):

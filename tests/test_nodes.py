@@ -70,6 +70,10 @@ class Ground:
         """Return the process ids of the labellers on a node."""
         return [pid for pid, command in below(self._raylets[number]).items() if "ray::_Worker" in command]
 
+    def all_labellers(self):
+        """Return the process ids of all labellers."""
+        return [pid for pid, command in below(self._process.pid).items() if "ray::_Worker" in command]
+
     def close(self):
         family = below(self._process.pid)
         self._process.kill()
@@ -80,6 +84,8 @@ class Ground:
             stream.close()
 
 
+# Who has lost the head looks for it so many seconds before it ends; Ray's default is a minute.
+SHORT_FAREWELL = ("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
 NUM_SHARDS = 240  # so many that a run still goes on when a test on a busy machine has seen its first commits
 
 
@@ -94,6 +100,7 @@ def ground(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "a-token-of-this-test-alone-0123456789")
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv(*SHORT_FAREWELL)
     made = Ground(tmp_path / "cluster.log")
     yield made
     made.close()
@@ -191,7 +198,8 @@ def test_the_head_is_killed_and_the_same_command_on_a_new_cluster_goes_on(scene,
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("process", ["gcs_server", "raylet"])
-def test_a_session_of_ones_own_that_loses_its_head_ends_and_is_resumed(scene, process):
+def test_a_session_of_ones_own_that_loses_its_head_ends_and_is_resumed(scene, process, monkeypatch):
+    monkeypatch.setenv(*SHORT_FAREWELL)
     job = scene.start("killed")
     scene.wait_for_commits(3, job)
     family = below(job.process.pid)

@@ -1,0 +1,215 @@
+"""Many faults of all kinds on a standing cluster, each followed by a comparison, row by row, with a clean run.
+
+`make chaos SEEDS=n` runs n of them and prints a table; NIGHTSHIFT_CHAOS_TABLE names a file for the same as JSON lines.
+"""
+
+import json
+import os
+import random
+import shutil
+import time
+from contextlib import contextmanager
+
+import pytest
+from conftest import Night, published, write_config
+from faultproxy import FaultProxy
+from faults import FAULTS, Impossible, binary, damaged
+from test_chaos import Job, wait_until
+from test_nodes import Ground
+
+from pipeline import layout
+from pipeline.documents import advance
+from pipeline.publication import read_view
+from pipeline.storage import open_storage
+from pipeline.tables import read_table
+
+SEEDS = int(os.environ.get("NIGHTSHIFT_CHAOS_SEEDS", "4"))
+NUM_FILES, SHARDS_PER_FILE, IMAGES_PER_SHARD = 8, 8, 3
+FILES_IN_BUCKET = 3  # a request there takes its time
+NAMES = list(FAULTS)
+
+
+class Stage:
+    """A small input, a store with a model, and runs of the real command on a standing cluster: what a fault happens to."""
+
+    num_files, num_shards, images_per_shard = NUM_FILES, NUM_FILES * SHARDS_PER_FILE, IMAGES_PER_SHARD
+
+    def __init__(self, folder, png, seed, ground, prepared=None, s3=None, nightshift=None):
+        self.folder, self.ground, self.turn = folder, ground, seed // len(NAMES)
+        self.chance, self.jobs, self._rows = random.Random(seed), [], None
+        self._prepared, self._s3, self._nightshift = prepared, s3, nightshift
+        self.night = Night(folder, png)
+        self.version = prepared.version if prepared else None
+        source = {"shard_images": IMAGES_PER_SHARD}
+        self.config = self.night.config(input=source, cluster={"address": ground.address}, label={"max_workers": 1})
+        self._storage = self.night.store
+        for number in range(NUM_FILES):
+            self.write(number)
+        self.furnish()
+
+    def furnish(self):
+        """Put what all scenes have into the store: the model, and what is known about engines on this machine."""
+        for name in ("models", "cache") if self._prepared else ():
+            shutil.copytree(self._prepared.folder / "store" / name, self.folder / "store" / name, dirs_exist_ok=True)
+
+    def file(self, number):
+        return self.night.data / f"{number}.parquet"
+
+    def write(self, number, changed=False, garbage=None):
+        """Write an input file: as it was in the beginning, or all of it changed, or with one row that is no picture."""
+        count = SHARDS_PER_FILE * IMAGES_PER_SHARD
+        ids = [number * 1000 + (500 if changed else 0) + row for row in range(count)]
+        pictures = [self.night.png(image_id) for image_id in ids]
+        if garbage:
+            row = self.chance.randrange(count)
+            pictures[row] = damaged(garbage, pictures[row])
+        self.night.write(f"{number}.parquet", ids, IMAGES_PER_SHARD, image=binary(pictures))
+
+    def start(self, run_id, *options, command="nightly"):
+        job = Job(write_config(self.folder / "night.yaml", self.config), run_id, *options, command=command)
+        self.jobs.append(job)
+        return job
+
+    def finish(self, run_id="again"):
+        """Run the command again in this process, without Ray, as who finds a night undone does; return its exit code."""
+        return self._nightshift(self.config, "nightly", "--run-id", run_id).code
+
+    def ends_well(self, job):
+        assert job.wait() == 0, job.last_words
+
+    def committed(self):
+        return len(list((self.folder / "store" / "ledger").rglob("*.json")))
+
+    def record(self, run_id):
+        return json.loads(self._storage.read(f"runs/{run_id}/run.json"))
+
+    def promote_another(self):
+        other = self.night.seal("lab_cnn", seed=1)
+        advance(self.night.store, layout.production("tiny"), {"version": other, "at": "now", "reason": "chaos"}, 1)
+
+    @contextmanager
+    def behind(self, share, kinds=("error",)):
+        """Move some of the input and the store into a bucket that is reached through a misbehaving proxy."""
+        url, direct = self._s3
+        for number in range(FILES_IN_BUCKET, NUM_FILES):
+            self.file(number).unlink()
+        for name in ("data", "store"):
+            bucket, folder = open_storage(f"{url}/{name}", direct), self.folder / name
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    bucket.write(str(path.relative_to(folder)), path.read_bytes())
+        with FaultProxy(direct.endpoint, share, self.chance.randrange(1000), kinds) as proxy:
+            through = direct.model_copy(update={"endpoint": proxy.url, "timeout_s": 1.0, "max_retries": 30})
+            source = self.config.input.model_copy(update={"url": f"{url}/data"})
+            self.config = self.config.model_copy(update={"store": f"{url}/store", "storage": through, "input": source})
+            self._storage = open_storage(f"{url}/store", direct)
+            yield proxy
+
+    def keep_rows(self):
+        """Read the rows now: the store will be gone."""
+        self._rows = self._read()
+
+    def rows(self):
+        return self._rows or self._read()
+
+    def _read(self):
+        return rows_of(self._storage)
+
+    def close(self):
+        for job in self.jobs:
+            job.close()
+        # Labellers of a driver that was killed end when the cluster has noticed.
+        wait_until(lambda: not self.ground.all_labellers(), "the end of the labellers")
+
+
+def rows_of(storage):
+    """Return the (id, label, content hash) of the view and the (id, reason) of what it quarantined; the books must balance."""
+    view = read_view(storage, "data")
+    labelled = published(storage, "data")
+    tables = [read_table(storage, path, ("image_id", "reason")) for path in view.document["quarantine_files"]]
+    bad = sorted((row["image_id"], row["reason"]) for table in tables for row in table.to_pylist())
+    counts = view.counts
+    assert (counts.images_in, counts.labelled, counts.quarantined) == (
+        len(labelled) + len(bad),
+        len(labelled),
+        len(bad),
+    )
+    return labelled, bad
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    """A standing cluster for all faults: a head that does no work, and a node of two CPUs."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in {
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-alone-0123456789",
+            "RAY_USAGE_STATS_ENABLED": "0", "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+        }.items():  # fmt: skip
+            patch.setenv(key, value)
+        made = Ground(tmp_path_factory.mktemp("cluster") / "cluster.log")
+        made.add(2)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def table(request):
+    """What happened, fault by fault; printed at the end."""
+    rows = []
+    yield rows
+    lines = [f"{row['seed']:>4}  {row['fault']:<38} {row['seconds']:>6.1f} s  {'equal' if row['rows_equal'] else 'NOT EQUAL':<9}  "
+             f"{row['images']:>4} rows  {row['what']}" for row in rows]  # fmt: skip
+    equal = sum(row["rows_equal"] for row in rows)
+    lines.append(
+        f"{len(rows)} faults of {len({row['fault'] for row in rows})} kinds: {equal} times the rows of a clean run"
+    )
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\n" + "\n".join(lines))
+    if path := os.environ.get("NIGHTSHIFT_CHAOS_TABLE"):
+        with open(path, "w") as file:  # noqa: PTH123
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, ground, png):
+    """A store with a model that has labelled once, through the command: its engine is chosen, its rows are those expected."""
+    stage = Stage(tmp_path_factory.mktemp("prepared"), png, 0, ground)
+    stage.version = stage.night.seal("lab_cnn")
+    try:
+        stage.ends_well(stage.start("clean"))
+    finally:
+        stage.close()
+    shutil.rmtree(stage.folder / "store" / "cache" / "identities", ignore_errors=True)
+    return stage
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("seed", range(SEEDS), ids=lambda seed: f"{seed}-{NAMES[seed % len(NAMES)]}")
+def test_rows_after_any_fault_are_those_of_a_clean_run(
+    tmp_path, png, ground, prepared, table, s3, nightshift, local_ray, seed
+):
+    name = NAMES[seed % len(NAMES)]
+    stage = Stage(tmp_path, png, seed, ground, prepared, s3, nightshift)
+    row = {"seed": seed, "fault": name, "what": "failed", "images": 0, "rows_equal": False}
+    started = time.monotonic()
+    try:
+        row["what"] = FAULTS[name](stage)
+        found = stage.rows()
+        row["images"] = len(found[0]) + len(found[1])
+        expected = clean_rows(tmp_path / "clean", png, stage, prepared)
+        row["rows_equal"] = found == expected
+        assert found == expected
+    except Impossible as error:
+        pytest.skip(str(error))
+    finally:
+        table.append(row | {"seconds": round(time.monotonic() - started, 1)})
+        stage.close()
+
+
+def clean_rows(folder, png, stage, prepared):
+    """Return the rows that the input, as it is now, has in a store that starts with the same model and nothing else."""
+    night = Night(folder, png)
+    shutil.copytree(prepared.folder / "store" / "models", folder / "store" / "models")
+    config = night.config(input={"url": str(stage.night.data), "shard_images": IMAGES_PER_SHARD})
+    night.whole(config, prepared.version)
+    return rows_of(night.store)
