@@ -36,14 +36,17 @@ def settle(
     run.note(skipped=counts_of(plan, coverage.entries).images_in - new.images_in)
     new.check(f"run {run.id}")
     _report_what_is_left(run, left, limit)
+    view = None
     if reason := _held(run, plan, coverage):
         if left:
             say(f"not published: {reason}")
         run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
     else:
-        _publish(run, plan, coverage)
+        view = _publish(run, plan, coverage)
     if run.config.output.table == "delta" and sync_table(run.store, run.config.storage, plan.dataset):
         say(f"the Delta table at {join(run.store.url, layout.table(plan.dataset))} shows the current view")
+    if view is not None:
+        _review(run, view, coverage)
     if run.config.label.require_new and not new.images_in:
         run.end(NOTHING_NEW)
 
@@ -97,25 +100,28 @@ def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
     return ""
 
 
-def _publish(run: Run, plan: Plan, coverage: Coverage) -> None:
-    view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
-    run.note(view=view.n, duplicates=view.document["duplicates"])
-    _announce(view, changed)
-    _review(run, plan, view, coverage)
-    if (newer := view.document["plan"]) > plan.n:
-        run.end(HELD, f"plan {plan.n} was overtaken by plan {newer}, whose view stays; the labels are kept")
-
-
 def _about(run: Run) -> dict[str, Any]:
     return {
         "model": run.record["model"], "run_id": run.id, "published_at": utc_now(), "date": run.record["date"],
     }  # fmt: skip
 
 
-def _review(run: Run, plan: Plan, view: View, coverage: Coverage) -> None:
-    """Write what a person should look at, unless the view is of a plan that this run knows nothing of."""
+def _publish(run: Run, plan: Plan, coverage: Coverage) -> View | None:
+    """Publish, and return the current view, None when it is of a newer plan, of which this run knows nothing."""
+    view, changed = publish(run.store, coverage.parts, plan, _about(run), run.config.output)
+    run.note(view=view.n, duplicates=view.document["duplicates"])
+    _announce(view, changed)
+    if view.document["plan"] <= plan.n:
+        return view
+    newer = view.document["plan"]
+    run.end(HELD, f"plan {plan.n} was overtaken by plan {newer}, whose view stays; the labels are kept")
+    return None
+
+
+def _review(run: Run, view: View, coverage: Coverage) -> None:
+    """Write which labels a person should look at, if that is wanted. A run that died before it makes the next one do it."""
     below = run.config.label.review_below
-    if below is not None and view.document["plan"] <= plan.n:
+    if below is not None:
         run.note(review=write_review(run.store, view, coverage.entries, below).to_json())
 
 

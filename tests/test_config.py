@@ -261,6 +261,7 @@ def test_a_wrong_date_on_the_command_line_exits_2(capsys):
             "label.columns: labels have a column 'uri' of their own; rename it in the input",
         ),
         ("label: {columns: [reason]}", "label.columns: labels have a column 'reason' of their own"),
+        ("label: {columns: [embedding]}", "label.columns: labels have a column 'embedding' of their own"),
         ("label: {columns: [price, price]}", "label.columns: 'price' stands twice"),
     ],
 )
