@@ -39,7 +39,7 @@ def test_a_shard_whose_file_is_gone_fails_alone(night, planned, local_ray):
     ended = {shard.segments[0].path: result for shard, result in label(plan.shards, night.task(config, version))}
     assert isinstance(ended["a.parquet"], LedgerEntry)
     assert isinstance(ended["b.parquet"], Failure)
-    assert "b.parquet does not exist" in ended["b.parquet"].error
+    assert "b.parquet vanished since it was planned" in ended["b.parquet"].error
     assert ended["b.parquet"].kind == "changed"
 
 
