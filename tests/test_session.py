@@ -84,11 +84,13 @@ def test_a_session_of_its_own_ends_with_the_block(fake):
 
 def test_a_machine_too_busy_for_ray_is_said(fake):
     fake.error = Exception("The current node timed out during startup.\nmore")
-    with pytest.raises(
-        TransientError, match=r"cannot start a session on this machine \(The current node .* startup\.\)"
+    with (
+        pytest.raises(
+            TransientError, match=r"cannot start a session on this machine \(The current node .* startup\.\)"
+        ),
+        session(ClusterSettings()),
     ):
-        with session(ClusterSettings()):
-            pytest.fail("there is no session")
+        pytest.fail("there is no session")
     assert fake.shutdowns == 1
 
 
