@@ -14,7 +14,8 @@ import ray
 from ray.exceptions import RayError
 
 import pipeline
-from pipeline.errors import UsageError
+from pipeline.errors import TransientError, UsageError
+from pipeline.refusals import first_line
 from pipeline.settings import ClusterSettings
 
 # Read by Ray at start. Usage statistics off: nothing leaves the machine. The uv hook off: under `uv run` it would give
@@ -66,15 +67,21 @@ def _connect(settings: ClusterSettings) -> None:
     logging.getLogger("ray._private.authentication").setLevel(
         logging.ERROR
     )  # it warns that tokens are on, as they should be
-    ray.init(
-        address="local",  # without it RAY_ADDRESS, or a cluster that runs here, would be joined unasked
-        num_cpus=settings.num_cpus,
-        num_gpus=settings.num_gpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        configure_logging=False,
-    )
+    try:
+        ray.init(
+            address="local",  # without it RAY_ADDRESS, or a cluster that runs here, would be joined unasked
+            num_cpus=settings.num_cpus,
+            num_gpus=settings.num_gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            configure_logging=False,
+        )
+    except Exception as error:  # what Ray (2.60) raises when its processes do not come up in time
+        raise TransientError(
+            f"Ray cannot start a session on this machine ({first_line(error)}); it may be too busy. "
+            "The same command tries again; `nightshift doctor` says more"
+        ) from error
 
 
 def _join(address: str) -> None:

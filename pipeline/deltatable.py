@@ -37,7 +37,7 @@ def require_deltalake(url: str, dataset: str) -> None:
         import deltalake  # noqa: F401
     except ImportError as error:
         raise ConfigError(
-            "output.table is delta, which needs the package deltalake: pip install 'nightshift[delta]', or set "
+            "output.table is delta, which needs the package deltalake: pip install -e '.[delta]', or set "
             "output.table to files"
         ) from error
     location = join(url, layout.table(dataset))

@@ -29,7 +29,7 @@ def write_digits(folder: Path) -> bool:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError(
-            "the demo's digits come with scikit-learn; install it with: pip install 'nightshift[demo]'"
+            "the demo's digits come with scikit-learn; install it with: pip install -e '.[demo]', where nightshift's source lies"
         ) from error
     digits = load_digits()
     rows = [

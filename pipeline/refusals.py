@@ -62,17 +62,17 @@ def missing(location: str) -> NotFoundError:
 
 def changed(location: str) -> SourceChangedError:
     """Return the error for an object that is not the planned version."""
-    return _other(location, "changed")
+    return _other(location, "changed", "takes the new version")
 
 
 def vanished(location: str) -> SourceChangedError:
     """Return the error for a planned object that is not there any more."""
-    return _other(location, "vanished")
+    return _other(location, "vanished", "leaves it out")
 
 
-def _other(location: str, what: str) -> SourceChangedError:
+def _other(location: str, what: str, remedy: str) -> SourceChangedError:
     return SourceChangedError(
-        f"{printable(location)} {what} since it was planned; `nightshift plan` or `nightly` takes the new version"
+        f"{printable(location)} {what} since it was planned; `nightshift plan` or `nightly` {remedy}"
     )
 
 

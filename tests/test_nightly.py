@@ -163,7 +163,7 @@ def test_missing_deltalake_is_said_before_any_work(night, nightshift, local_ray,
     night.write("a.parquet", range(10))
     ended = nightshift(night.config(output={"table": "delta"}), command)
     assert ended.code == 2
-    assert "pip install 'nightshift[delta]'" in ended.said
+    assert "pip install -e '.[delta]'" in ended.said
     assert not list(night.store.list("plans"))
     assert local_ray.sessions == 0
 

@@ -10,7 +10,7 @@ from ray.exceptions import AuthenticationError, RaySystemError
 
 from cluster import session as module
 from cluster.session import session
-from pipeline.errors import UsageError
+from pipeline.errors import TransientError, UsageError
 from pipeline.settings import ClusterSettings
 
 
@@ -80,6 +80,18 @@ def test_a_session_of_its_own_ends_with_the_block(fake):
     assert (fake.started[0]["num_cpus"], fake.started[0]["include_dashboard"], fake.shutdowns) == (3, False, 1)
     assert module.os.environ["RAY_USAGE_STATS_ENABLED"] == "0"
     assert module.os.environ["MALLOC_MMAP_THRESHOLD_"] == "4194304"
+
+
+def test_a_machine_too_busy_for_ray_is_said(fake):
+    fake.error = Exception("The current node timed out during startup.\nmore")
+    with (
+        pytest.raises(
+            TransientError, match=r"cannot start a session on this machine \(The current node .* startup\.\)"
+        ),
+        session(ClusterSettings()),
+    ):
+        pytest.fail("there is no session")
+    assert fake.shutdowns == 1
 
 
 def test_a_session_ends_when_the_block_fails(fake):
