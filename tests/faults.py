@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from faultproxy import FaultProxy
 from test_chaos import wait_until
 
 FAULTS: dict[str, Callable[[Any], str]] = {}
@@ -310,6 +309,3 @@ def damaged(kind: str, picture: bytes) -> bytes | None:
 def binary(values: list[bytes | None]) -> pa.Array:
     """Return pictures as a column."""
     return pa.array(values, pa.binary())
-
-
-__all__ = ["FAULTS", "FaultProxy", "Impossible", "binary", "damaged"]
