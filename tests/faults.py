@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from faultproxy import FaultProxy
 from test_chaos import wait_until
 
 FAULTS: dict[str, Callable[[Any], str]] = {}
@@ -160,7 +159,7 @@ for _name, _kind, _share in (
 @fault("storage: away")
 def store_away(stage: Any) -> str:
     """The first time for two minutes, as long as a failover takes; then for some seconds."""
-    seconds = 120.0 if stage.turn == 99 else stage.chance.uniform(2, 6)
+    seconds = 120.0 if stage.turn == 0 else stage.chance.uniform(2, 6)
     with stage.behind(0) as proxy:
         job = stage.start("first")
         calls = stage.chance.randrange(20, 80)
@@ -264,8 +263,14 @@ def damage_ledger(stage: Any) -> str:
     victim.unlink()
     if how != "deleted":
         victim.write_bytes({"truncated": data[: len(data) // 2], "emptied": b"", "garbage": b"\xff" * len(data)}[how])
+        assert stage.finish("refused") != 0, "what is not readable may be anything: the night names it and stops"
+        victim.unlink()
     assert stage.finish() == 0
-    return f"{how}; {stage.record('again')['images_in']} images were labelled again"
+    again = stage.record("again")["images_in"]
+    assert again == stage.images_per_shard, f"{again} images were labelled again"
+    return (
+        f"{how}{'' if how == 'deleted' else ': refused by name, then deleted'}; its {again} images were labelled again"
+    )
 
 
 # ---- The engine and the model
@@ -310,6 +315,3 @@ def damaged(kind: str, picture: bytes) -> bytes | None:
 def binary(values: list[bytes | None]) -> pa.Array:
     """Return pictures as a column."""
     return pa.array(values, pa.binary())
-
-
-__all__ = ["FAULTS", "FaultProxy", "Impossible", "binary", "damaged"]
