@@ -5,7 +5,7 @@ Everything is on stderr, so stdout stays data.
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -125,7 +125,8 @@ def _spoken(progress: Progress) -> Iterator[None]:
 
     def speak() -> None:
         while not ended.wait(LINE_EVERY_S):
-            say(f"{progress.name}: {progress.line}")
+            with suppress(OSError, ValueError):  # whoever read stderr is gone, which the work need not know
+                say(f"{progress.name}: {progress.line}")
 
     speaker = Thread(target=speak, name="progress", daemon=True)
     speaker.start()
