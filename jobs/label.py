@@ -14,7 +14,7 @@ from jobs.settle import counts_of, settle
 from jobs.tally import Tally
 from pipeline.coverage import Coverage, read_coverage
 from pipeline.deltatable import require_deltalake
-from pipeline.errors import IntegrityError
+from pipeline.errors import IntegrityError, StorageError, TransientError
 from pipeline.layout import Generation
 from pipeline.ledger import LedgerEntry, roll_up
 from pipeline.plans import Plan
@@ -52,9 +52,17 @@ def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = Fal
     left = open_shards(run, plan, coverage)
     if again:  # shards that were not reached keep the labels that they have
         coverage = coverage.completed(earlier.without(earlier.mismatched(run.store)))
-    roll_up(run.store, coverage.asked, coverage.ledger)
+    _roll_up(run, coverage)
     done = {shard_id: entry for shard_id, entry in coverage.entries.items() if entry is not before.get(shard_id)}
     settle(run, plan, coverage, done, left, limits.reason)
+
+
+def _roll_up(run: Run, coverage: Coverage) -> None:
+    """Keep the ledger in one file for the next night. It saves requests and decides nothing: a full disk is met elsewhere."""
+    try:
+        roll_up(run.store, coverage.asked, coverage.ledger)
+    except (StorageError, TransientError) as error:
+        say(f"the ledger could not be copied into one file, so the next run reads its entries one by one: {error}")
 
 
 def covered(run: Run, plan: Plan, version: str) -> Coverage:

@@ -106,7 +106,11 @@ def test_a_bucket_is_cleaned_by_its_own_times(night, model, nightshift, local_ra
     monkeypatch.setattr("jobs.clean.cutoff", lambda days: datetime.now(UTC) + timedelta(days=days))
     before = published(night.store, "data")
     code, said, _ = clean(config, "--older-than", "1", "--yes")
-    assert (code, said["kinds"]["labels"]["files"], said["kinds"]["ledger"]["files"]) == (0, 1, 1)
+    assert (code, said["kinds"]["labels"]["files"], said["kinds"]["ledger"]["files"]) == (
+        0,
+        1,
+        2,
+    )  # the roll-up as well
     assert published(night.store, "data") == before
     assert nightshift(config, "nightly").record["images_in"] == 0
 

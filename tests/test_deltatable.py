@@ -300,7 +300,7 @@ def test_damaged_log_is_said_with_the_place(night):
 
 def test_missing_package_is_said_with_the_command_that_installs_it(monkeypatch, tmp_path):
     monkeypatch.setitem(__import__("sys").modules, "deltalake", None)
-    with pytest.raises(ConfigError, match=r"pip install 'nightshift\[delta\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '\.\[delta\]'"):
         require_deltalake(str(tmp_path), "data")
 
 
