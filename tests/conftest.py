@@ -41,6 +41,15 @@ def lacking(what: str) -> NoReturn:
     pytest.skip(f"needs {what}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let tests that raise real signals go first.
+
+    In a process that has run all of the others such a signal ended in a segmentation fault, in no code of ours: some
+    native library that they load does not survive it. Users' processes get theirs in test_chaos, for real.
+    """
+    items.sort(key=lambda item: item.get_closest_marker("signals") is None)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of real photos and weights."""

@@ -114,6 +114,7 @@ def test_sigterm_keeps_its_meaning(fake):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.signals
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_ray_starts_takes_effect_when_it_has_started(fake, number):
     def stops(signum, frame):
