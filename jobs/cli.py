@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -171,6 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from pipeline.errors import NightshiftError
     from pipeline.refusals import printable
 
+    logging.getLogger("nightshift").setLevel(logging.WARNING)  # whatever level a library gives to all loggers
     try:
         with _stoppable():
             return _handlers()[options.command](options)

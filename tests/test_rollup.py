@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 
 from pipeline.rollup import read_rollup, write_rollup
@@ -64,6 +66,7 @@ def test_more_documents_than_are_packed_at_a_time(store, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["no_parquet", "cut", "other_columns", "empty"])
 def test_a_damaged_roll_up_gives_nothing_wrong_and_says_so(store, damage, write_parquet, tmp_path, caplog):
+    caplog.set_level(logging.WARNING, "nightshift")
     fill(store, [f"{number:03d}" for number in range(50)])
     data = store.read(PATH)
     write_parquet(tmp_path / "other.parquet", {"x": [1]})
