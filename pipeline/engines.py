@@ -20,6 +20,7 @@ from pipeline.errors import ModelError
 from pipeline.logits import Engine, Logits
 from pipeline.manifest import Manifest
 from pipeline.processors import has_bf16
+from pipeline.refusals import first_line
 from pipeline.settings import LabelSettings
 from pipeline.storage import Storage
 from pipeline.transforms import Pixels
@@ -177,7 +178,7 @@ class Trial:
                 ModelError,
                 RuntimeError,
             ) as error:  # RuntimeError: what engines raise when they cannot do a network
-                self._notes.append(f"{candidate} cannot run it ({(str(error).splitlines() or [''])[0][:200]})")
+                self._notes.append(f"{candidate} cannot run it ({first_line(error)})")
         for _, candidate in sorted(ready, key=lambda pair: -pair[0]):
             engine = self._shop.open(candidate)
             if passed := self._gate(engine, candidate, expected):

@@ -20,6 +20,7 @@ from pipeline.documents import digest
 from pipeline.errors import ModelError
 from pipeline.logits import Logits, memory_errors
 from pipeline.processors import cpu_info, cpu_name
+from pipeline.refusals import first_line
 from pipeline.transforms import Pixels, Transforms
 
 if TYPE_CHECKING:
@@ -95,9 +96,8 @@ def convert(net: "nn.Module", transforms: Transforms) -> bytes:
         model.reshape([-1, channels, side, side])
         model = _with_normalisation(model, transforms)
     except Exception as error:  # the frontend raises its own kinds, and whatever the network's code raises when traced
-        words = (str(error).strip().splitlines() or [""])[0][:200]
         raise ModelError(
-            f"OpenVINO cannot convert {type(net).__name__}: {type(error).__name__}: {words}; "
+            f"OpenVINO cannot convert {type(net).__name__}: {type(error).__name__}: {first_line(error)}; "
             "label with label.engine: torch"
         ) from error
     return pack(model)

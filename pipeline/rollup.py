@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import NotFoundError
-from pipeline.refusals import printable
+from pipeline.refusals import first_line, printable
 from pipeline.storage import Entry, Storage, join
 
 AT_ONCE = 1000  # documents that are unpacked at a time: a few MB
@@ -60,8 +60,7 @@ def read_rollup(storage: Storage, path: str, listed: Mapping[str, Entry]) -> Ite
                 if entry and entry.identity == (name, size_bytes, version):
                     yield entry, document
     except (pa.ArrowException, OSError) as error:
-        line = (str(error).strip().splitlines() or [""])[0][:200]
         logging.getLogger("nightshift").warning(
-            f"{printable(join(storage.url, path))}: a damaged roll-up of the ledger ({line}); its entries are read one by "
+            f"{printable(join(storage.url, path))}: a damaged roll-up of the ledger ({first_line(error)}); its entries are read one by "
             "one, and the next run that labels replaces it"
         )
