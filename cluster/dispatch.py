@@ -26,6 +26,7 @@ Item = TypeVar("Item")
 STALL_S = 300.0
 # The longest wait for a future: so often the pool looks for nodes, and `stop` is asked.
 TURN_S = 3.0
+UNREADY_S = 0.3  # and so long when there is room for items that are not there yet
 ANSWER_S = 5.0
 
 
@@ -70,7 +71,7 @@ class _Flight:
 
 def dispatch(
     pool: Pool,
-    items: Iterable[Item],
+    items: Iterable[Item | None],
     attempts: int,
     *,
     halvings: int = 0,
@@ -82,6 +83,8 @@ def dispatch(
 
     Parameters
     ----------
+    items : Iterable
+        None among them says that the next one is not there yet: it is asked for again a moment later.
     attempts, halvings : int
         See cluster.retries, which holds the rules for what failed.
     stall_s : float
@@ -112,7 +115,7 @@ class _Loop:
         self._waiting: list[Work] = []
         self._running: dict[Any, _Flight] = {}
         self._load: Counter[Any] = Counter()
-        self._drawn_all, self._filled_at = False, 0.0
+        self._drawn_all, self._unready, self._filled_at = False, False, 0.0
 
     def run(self) -> Iterator[tuple[Any, Any | Failure]]:
         try:
@@ -120,7 +123,7 @@ class _Loop:
                 stopped = self._stop()
                 if not stopped:
                     self._fill()
-                if not self._running and (stopped or not self._waiting):
+                if not self._running and (stopped or (self._drawn_all and not self._waiting)):
                     return
                 for future in self._ended():
                     if future in self._running:
@@ -146,9 +149,12 @@ class _Loop:
         return not self._drawn_all and len(self._running) + due < room and len(self._waiting) < room
 
     def _draw(self) -> bool:
+        self._unready = False
         for item in self._fresh:
-            self._waiting.append(Work(item))
-            return True
+            self._unready = item is None
+            if not self._unready:
+                self._waiting.append(Work(item))
+            return not self._unready
         self._drawn_all = True
         return False
 
@@ -177,7 +183,8 @@ class _Loop:
     def _ended(self) -> list[Any]:
         """Wait for a future to end, but no longer than until a retry is due."""
         later = (work.ready_at for work in self._waiting if work.ready_at > self._filled_at)
-        wait_s = min(TURN_S, max(0.0, min(later, default=float("inf")) - time.monotonic()))
+        turn_s = UNREADY_S if self._unready else TURN_S
+        wait_s = min(turn_s, max(0.0, min(later, default=float("inf")) - time.monotonic()))
         futures = [*self._running, *self._pool.starting]
         if not futures:
             time.sleep(wait_s)
@@ -213,6 +220,8 @@ class _Loop:
             said.append(f"{names} on {worker}: {answers.get(worker, 'it does not answer')}")
         if self._waiting:
             said.append(f"{len(self._waiting)} wait for a worker, or for another try")
+        if self._unready:
+            said.append("there is room for more, which is not there yet")
         said.append(
             f"{len(self._pool.workers)} workers run and {len(self._pool.starting)} wait for a place; {unused():g} of the "
             f"session's {available():g} CPUs are free: with none free, other jobs may hold what the workers wait for"

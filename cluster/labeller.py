@@ -19,20 +19,20 @@ SHARDS_AT_ONCE = 2
 
 
 def label(
-    shards: Iterable[Shard],
+    shards: Iterable[Shard | None],
     task: LabelTask,
     stop: Callable[[], bool] = lambda: False,
     retries: Counter[str] | None = None,
 ) -> Iterator[tuple[Shard, LedgerEntry | Failure]]:
     """Label and commit shards; yield each with its ledger entry, or with why it was given up.
 
-    Shards are drawn as labellers have room for them. `stop` and `retries`: see `dispatch`.
+    Shards are drawn as labellers have room for them. None among them, `stop` and `retries`: see `dispatch`.
     """
     return over_shards(shards, partial(open_labeller, task), task.label, SHARDS_AT_ONCE, stop, retries)
 
 
 def over_shards(
-    shards: Iterable[Shard],
+    shards: Iterable[Shard | None],
     factory: Factory,
     settings: LabelSettings,
     at_once: int = 1,

@@ -1,29 +1,24 @@
-"""Planning on the cluster: the driver lists, tasks read the footers of files that no plan has seen, the driver packs shards.
+"""Planning on the cluster: the driver lists, footers of files that no plan has seen are read, the driver packs shards.
 
-As few files as one task would get are read by the driver itself: a night with little news needs no cluster to find it.
+A listing that takes its time is planned while it goes on: the shards of its first files can be labelled before its end.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from posixpath import normpath
 
-from cluster.dispatch import Failure, dispatch
-from cluster.retries import STORAGE_PATIENCE_S
-from cluster.workers import TaskPool
+from cluster.early import EarlyShards, Emit
+from cluster.footers import FooterReader
 from pipeline.errors import (
     AlreadyExistsError,
     EmptyInputError,
     HeldError,
     InputError,
-    NightshiftError,
-    StorageError,
+    StoppedError,
 )
 from pipeline.partitions import partition_names
-from pipeline.plans import Plan, changes, read_plan, read_unfinished, write_plan
+from pipeline.plans import PartWriter, Plan, changes, read_plan, read_unfinished, write_plan
 from pipeline.refusals import printable
-from pipeline.retrying import Patience, retried
 from pipeline.selection import row_settings
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard, make_shards, unplanned_rows, update_shards
@@ -31,26 +26,83 @@ from pipeline.sources import (
     Listing,
     dataset_name,
     is_parquet,
-    list_source,
+    listed,
+    listing_of,
     open_source,
     refuse_columns,
     segments_of,
 )
 from pipeline.storage import Entry, Storage
 
-FILES_PER_TASK = 64
-ATTEMPTS = 3
-READS_AT_ONCE = 16
-PATIENCE = Patience(100, STORAGE_PATIENCE_S)  # as long as tasks are tried again
-
 Save = Callable[[Storage, Plan, str], None]
-Scanned = list[tuple[Entry, list[Segment] | str]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the input holds now, and whether shards of it were handed over while it was listed."""
+
+    listing: Listing | EmptyInputError
+    early: bool = False
+
+
+def look(
+    store: Storage, settings: InputSettings, storage: StorageSettings,
+    columns: Sequence[str] = (), emit: Emit | None = None, stop: Callable[[], bool] = lambda: False,
+) -> Look:  # fmt: skip
+    """List the input.
+
+    Parameters
+    ----------
+    emit : Callable[[Sequence[Shard]], None]
+        Given the new shards of a long listing while it goes on, each part after it was kept, but not those of inputs whose
+        questions only the whole listing answers: with a filter or passed-through columns (what is a partition?).
+    stop : Callable[[], bool]
+        Asked before each file; once it says True the listing ends with StoppedError.
+
+    Raises
+    ------
+    InputError
+        When it cannot be listed. That there is nothing is the first plan's error, and a later plan's question.
+    """
+    early = _early(store, settings, storage, emit) if emit and not (settings.filter or columns) else None
+    entries: list[Entry] = []
+    try:
+        for entry in listed(settings, storage):
+            if stop():
+                raise StoppedError("the listing was stopped")
+            entries.append(entry)
+            if early:
+                early.take(entry)
+        listing = listing_of(settings, entries)
+    except EmptyInputError as error:
+        return Look(error)
+    if early:
+        early.finish()
+    return Look(listing, bool(early and early.emitted))
+
+
+def _early(store: Storage, settings: InputSettings, storage: StorageSettings, emit: Emit) -> EarlyShards:
+    dataset = dataset_name(settings)
+    previous = read_plan(store, dataset)
+    if previous:
+        _check_place(settings, previous)
+    history = [*(previous.shards if previous else ()), *read_unfinished(store, dataset)]
+    known = {segment.file for shard in history for segment in shard.segments}
+    parts = PartWriter(store, dataset, previous.n + 1 if previous else 1)
+    kind = previous.details.get("format", "") if previous else ""
+
+    def scan(files: Sequence[Entry], kind: str) -> Iterator[Sequence[Segment]]:
+        for _, outcome in FooterReader(kind, settings, storage).read(files):
+            if not isinstance(outcome, str):
+                yield outcome
+
+    return EarlyShards(settings, kind, known, scan, parts, emit)
 
 
 def plan(
     store: Storage, settings: InputSettings, storage: StorageSettings, now: str,
     connect: Callable[[], None], advanced: Callable[[int], None], columns: Sequence[str] = (),
-    save: Save | None = None,
+    save: Save | None = None, found: Look | None = None,
 ) -> tuple[Plan, bool]:  # fmt: skip
     """Bring the data set's plan up to date with its input.
 
@@ -66,6 +118,9 @@ def plan(
         What labelling copies: columns that tables must have, or Hive partitions.
     save : Callable[[Storage, Plan, str], None]
         Keeps a new snapshot, with its time (default: writes it); a dry run gives one that does not.
+    found : Look
+        The input (default: it is listed now). After one that handed shards over the driver reads the remaining footers by
+        itself: labellers may hold the cluster.
 
     Returns
     -------
@@ -79,7 +134,8 @@ def plan(
     HeldError
         When more of what an earlier plan knows is gone than `input.max_vanished_fraction`: no snapshot is made.
     """
-    listing, dataset = _list(settings, storage), dataset_name(settings)
+    found = found or look(store, settings, storage)
+    listing, dataset = found.listing, dataset_name(settings)
     while True:
         previous = read_plan(store, dataset)
         if isinstance(listing, EmptyInputError):
@@ -87,20 +143,11 @@ def plan(
                 raise listing
             listing = Listing(previous.details.get("format", ""), (), 0)
         source, passed = _of_rows(settings, columns, listing)
+        reader = FooterReader(listing.format, source, storage, passed, None if found.early else connect)
         try:
-            return _update(
-                store, source, storage, previous, listing, now, connect, advanced, passed, save or write_plan
-            )
+            return _update(store, previous, listing, now, reader, advanced, save or write_plan)
         except AlreadyExistsError:
             continue  # another planner completed this number: build on what it wrote
-
-
-def _list(settings: InputSettings, storage: StorageSettings) -> Listing | EmptyInputError:
-    """List the input; that there is none is the first plan's error, and a later plan's question."""
-    try:
-        return list_source(settings, storage)
-    except EmptyInputError as error:
-        return error
 
 
 def _of_rows(settings: InputSettings, columns: Sequence[str], listing: Listing) -> tuple[InputSettings, list[str]]:
@@ -114,9 +161,10 @@ def _of_rows(settings: InputSettings, columns: Sequence[str], listing: Listing) 
 
 
 def _update(
-    store: Storage, settings: InputSettings, storage: StorageSettings, previous: Plan | None, listing: Listing,
-    now: str, connect: Callable[[], None], advanced: Callable[[int], None], columns: Sequence[str], save: Save,
+    store: Storage, previous: Plan | None, listing: Listing, now: str, reader: FooterReader,
+    advanced: Callable[[int], None], save: Save,
 ) -> tuple[Plan, bool]:  # fmt: skip
+    settings = reader.settings
     dataset = dataset_name(settings)
     if previous:
         _check_place(settings, previous)
@@ -124,10 +172,8 @@ def _update(
     history = [*(previous.shards if previous else ()), *read_unfinished(store, dataset)]
     kept = update_shards(history, {file.identity for file in listing.files})
     files = _unplanned(listing, kept)
-    if not _read_here(listing, files):
-        connect()
-    _check_known(kept, settings, storage, columns)
-    segments, failed = _scan(files, listing, settings, storage, advanced, columns)
+    _check_known(kept, reader)
+    segments, failed = _scan(files, reader, advanced)
     new = list(make_shards(unplanned_rows(segments, kept), settings.shard_images))
     if failed and not new and not kept:
         raise InputError(f"none of the {len(failed)} files can be read; the first: {failed[0]['error']}")
@@ -164,19 +210,17 @@ def _check_vanished(settings: InputSettings, previous: Plan, listing: Listing) -
         raise HeldError(
             f"{gone:,} of {known:,} known images ({gone / known:.0%}) are gone from {printable(settings.url)}, more than "
             f"input.max_vanished_fraction = {settings.max_vanished_fraction:g}. A share that is not mounted or a wrong prefix "
-            "looks like this: check that the files are there. Nothing was planned, and the view stays as it was. If they "
+            "looks like this: check that the files are there. No plan was made, and the view stays as it was. If they "
             "were deleted on purpose, run this once with --set input.max_vanished_fraction=1"
         )
 
 
-def _check_known(
-    kept: Sequence[Shard], settings: InputSettings, storage: StorageSettings, columns: Sequence[str]
-) -> None:
+def _check_known(kept: Sequence[Shard], reader: FooterReader) -> None:
     """Check what is asked of columns on one file that an earlier plan has read, which asked for less perhaps."""
     known = next((s for shard in kept for s in shard.live if is_parquet(s.path)), None)
-    if known and (settings.filter or columns):
-        folder, _ = open_source(settings, storage)
-        segments_of(Entry(*known.file), "parquet", settings, folder, columns)
+    if known and (reader.settings.filter or reader.columns):
+        folder, _ = open_source(reader.settings, reader.storage)
+        segments_of(Entry(*known.file), "parquet", reader.settings, folder, reader.columns)
 
 
 def _unplanned(listing: Listing, kept: Sequence[Shard]) -> list[Entry]:
@@ -188,63 +232,16 @@ def _unplanned(listing: Listing, kept: Sequence[Shard]) -> list[Entry]:
 
 
 def _scan(
-    files: Sequence[Entry],
-    listing: Listing,
-    settings: InputSettings,
-    storage: StorageSettings,
-    advanced: Callable[[int], None],
-    columns: Sequence[str],
+    files: Sequence[Entry], reader: FooterReader, advanced: Callable[[int], None]
 ) -> tuple[list[Segment], list[dict[str, str]]]:
     """Return the segments of files in listing order, and the files that cannot be read, with the reason."""
-    found: dict[str, list[Segment]] = {}  # by the first file of a chunk
+    found: dict[str, list[Segment]] = {}
     failed: dict[str, str] = {}
-    scan = partial(scan_files, kind=listing.format, settings=settings, storage=storage, columns=columns)
-    here = _read_here(listing, files)
-    chunks = _chunks(files, 1 if here and listing.format != "images" else FILES_PER_TASK)
-    for chunk, result in _here(scan, chunks) if here else dispatch(TaskPool(scan), chunks, ATTEMPTS):
-        advanced(len(chunk))
-        if isinstance(result, Failure):
-            failed |= {file.path: result.error for file in chunk}
-            continue
-        failed |= {file.path: outcome for file, outcome in result if isinstance(outcome, str)}
-        found[chunk[0].path] = [segment for _, outcome in result if not isinstance(outcome, str) for segment in outcome]
-    ordered = [segment for chunk in chunks for segment in found.get(chunk[0].path, ())]
+    for file, outcome in reader.read(files):
+        advanced(1)
+        if isinstance(outcome, str):
+            failed[file.path] = outcome
+        else:
+            found[file.path] = outcome
+    ordered = [segment for file in files for segment in found.get(file.path, ())]
     return ordered, [{"path": path, "error": failed[path]} for path in sorted(failed)]
-
-
-def scan_files(
-    files: Sequence[Entry], kind: str, settings: InputSettings, storage: StorageSettings, columns: Sequence[str] = ()
-) -> Scanned:
-    """Return each file with its segments, or with the words for why it has none."""
-    folder, _ = open_source(settings, storage)
-    results: Scanned = []
-    for file in files:
-        try:
-            results.append((file, segments_of(file, kind, settings, folder, columns)))
-        except (InputError, StorageError) as error:
-            results.append((file, str(error)))
-    return results
-
-
-def _read_here(listing: Listing, files: Sequence[Entry]) -> bool:
-    """Say whether the driver reads the files: loose images have no footers, and a CSV is read whole, which may be a lot."""
-    return listing.format == "images" or not files or (listing.format == "parquet" and len(files) <= FILES_PER_TASK)
-
-
-def _here(
-    scan: Callable[[Sequence[Entry]], Scanned], chunks: Iterable[Sequence[Entry]]
-) -> Iterator[tuple[Sequence[Entry], Scanned | Failure]]:
-    """Scan in this process, some chunks at a time."""
-
-    def attempt(chunk: Sequence[Entry]) -> tuple[Sequence[Entry], Scanned | Failure]:
-        try:
-            return chunk, retried(partial(scan, chunk), PATIENCE)
-        except NightshiftError as error:
-            return chunk, Failure(str(error), 1)
-
-    with ThreadPoolExecutor(READS_AT_ONCE) as pool:
-        yield from pool.map(attempt, chunks)
-
-
-def _chunks(files: Sequence[Entry], size: int) -> list[Sequence[Entry]]:
-    return [files[i : i + size] for i in range(0, len(files), size)]

@@ -1,22 +1,18 @@
 """`nightshift label`: label what the newest plan holds and nothing has labelled yet, check the books, publish the view."""
 
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
 
 from jobs.config import Config
-from jobs.console import say, stage
-from jobs.limits import Limits
+from jobs.console import say
 from jobs.plan import present_plan
 from jobs.runs import Run
 from jobs.settle import counts_of, settle
-from jobs.tally import Tally
+from jobs.shift import Shift
 from pipeline.coverage import Coverage, read_coverage
 from pipeline.deltatable import require_deltalake
 from pipeline.errors import IntegrityError, StorageError, TransientError
 from pipeline.layout import Generation
-from pipeline.ledger import LedgerEntry, roll_up
+from pipeline.ledger import roll_up
 from pipeline.plans import Plan
 from pipeline.publication import read_view
 from pipeline.registry import generation, resolve
@@ -41,20 +37,21 @@ def check_output(run: Run) -> None:
         require_deltalake(run.config.store, run.config.dataset)
 
 
-def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = False) -> None:
-    """Label the plan's open shards and publish."""
-    earlier = covered(run, plan, version)
+def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = False, shift: Shift | None = None) -> None:
+    """Label the plan's open shards and publish; `shift` may have labelled some of them while the plan was made."""
+    shift = shift or Shift(run)
+    earlier = covered(run, plan, version).without(shift.done)
     before = earlier.entries
     again = [shard_id for shard_id, entry in before.items() if entry.quarantine] if retry_quarantined else []
-    coverage, limits = earlier.without(again), Limits(run.config.label, run.started)
+    coverage = earlier.without(again)
     run.note(skipped=counts_of(plan, coverage.entries).images_in)
-    coverage = _label_rounds(run, plan, version, coverage, limits)
+    coverage = _label_rounds(run, plan, version, coverage, shift)
     left = open_shards(run, plan, coverage)
     if again:  # shards that were not reached keep the labels that they have
         coverage = coverage.completed(earlier.without(earlier.mismatched(run.store)))
     _roll_up(run, coverage)
     done = {shard_id: entry for shard_id, entry in coverage.entries.items() if entry is not before.get(shard_id)}
-    settle(run, plan, coverage, done, left, limits.reason)
+    settle(run, plan, coverage, done, left, shift.limits.reason)
 
 
 def _roll_up(run: Run, coverage: Coverage) -> None:
@@ -92,18 +89,19 @@ def open_shards(run: Run, plan: Plan, coverage: Coverage) -> list[Shard]:
     return [shard for shard in selected(plan.shards, run.config.input) if shard.id not in done]
 
 
-def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits: Limits) -> Coverage:
+def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, shift: Shift) -> Coverage:
     """Label until every entry's file is there as committed, or a limit is met."""
-    tally = Tally(Counter())
     for _ in range(ROUNDS):
+        coverage = coverage.extended(shift.done_of(plan))
         for shard_id in (lost := coverage.mismatched(run.store)):
             say(f"shard {shard_id}: a file of it is not what the ledger says; labelling it again")
         coverage = coverage.without(lost)
         failed = {failure["shard"] for failure in run.record["failures"]}
-        todo = limits.take([shard for shard in open_shards(run, plan, coverage) if shard.id not in failed])
-        if not todo or limits.passed():
+        todo = shift.limits.take([shard for shard in open_shards(run, plan, coverage) if shard.id not in failed])
+        if not todo or shift.limits.passed():
             return coverage
-        coverage = coverage.extended(_label_shards(run, todo, _task(run, plan, coverage.asked, version), limits, tally))
+        shift.label(todo, task_of(run, plan, coverage.asked, version), sum(shard.num_images for shard in todo))
+    coverage = coverage.extended(shift.done_of(plan))
     if lost := coverage.mismatched(run.store):
         raise IntegrityError(
             f"{len(lost)} shards, such as {lost[0]}, have other files than their ledger says, {ROUNDS} times in a row; nothing "
@@ -112,39 +110,10 @@ def _label_rounds(run: Run, plan: Plan, version: str, coverage: Coverage, limits
     return coverage
 
 
-def _task(run: Run, plan: Plan, asked: Generation, version: str) -> LabelTask:
+def task_of(run: Run, plan: Plan, asked: Generation, version: str) -> LabelTask:
+    """Return what labellers need to know."""
     config = run.config
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     return LabelTask(
         config.store, config.storage, _rows(config, plan), config.label, asked, version, run.id, threads
     )  # fmt: skip
-
-
-def _label_shards(
-    run: Run, shards: Sequence[Shard], task: LabelTask, limits: Limits, tally: Tally
-) -> dict[str, LedgerEntry]:
-    from cluster.dispatch import Failure
-    from cluster.labeller import label
-
-    entries: dict[str, LedgerEntry] = {}
-    failures = list(run.record["failures"])
-    run.start_cluster()
-    with stage("label", sum(shard.num_images for shard in shards)) as progress:
-        for shard, outcome in label(shards, task, limits.passed, tally.retried):
-            if isinstance(outcome, Failure):
-                failures.append({"shard": shard.id, **asdict(outcome)})
-            else:
-                if not entries and "said" in outcome.used:
-                    say(f"engine: {outcome.used['said']}")
-                entries[shard.id] = outcome
-                live = outcome.live_counts(shard)
-                limits.count(live.images_in)
-                tally.add(outcome, live)
-                run.count(tally.counts)  # a run that is stopped says what it did
-            progress.remark = tally.words
-            progress.advance(shard.num_images)
-    run.stage("label", progress.seconds, progress.done)
-    run.note(failures=failures, failed_shards=len(failures), images_per_s=round(progress.rate, 1))
-    run.note(retries=tally.retries, engines=tally.engines)
-    run.note(time_shares={stage: round(share, 3) for stage, share in tally.shares.items()})
-    return entries

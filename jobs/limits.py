@@ -21,14 +21,16 @@ class Limits:
 
     def take(self, shards: Sequence[Shard]) -> Sequence[Shard]:
         """Return the shards that the run may still start: from the first on, whole, until `max_images` are reached."""
-        if self._max_images is None:
-            return shards
         images = self._done
         for number, shard in enumerate(shards):
-            if images >= self._max_images:
+            if not self.allow(images):
                 return shards[:number]
             images += shard.num_images
         return shards
+
+    def allow(self, images: int) -> bool:
+        """Say whether another shard may start after so many images."""
+        return self._max_images is None or images < self._max_images
 
     def count(self, images: int) -> None:
         """Take note of images that were labelled; what failed does not count."""

@@ -1,7 +1,7 @@
 """`nightshift nightly`: plan again, label what is new, check, publish, report. The line for a scheduler."""
 
-from jobs.label import check_output, label_plan
-from jobs.plan import make_plan
+from jobs.ahead import plan_and_label
+from jobs.label import check_output
 from jobs.runs import Run
 from pipeline.registry import resolve
 
@@ -10,5 +10,4 @@ def work(run: Run) -> None:
     """Do one night; the report is written when its record is."""
     check_output(run)
     version = resolve(run.store, run.config.model.name, run.config.model.version)
-    plan, _ = make_plan(run)
-    label_plan(run, plan, version)
+    plan_and_label(run, version)

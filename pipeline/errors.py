@@ -102,6 +102,10 @@ class IntegrityError(NightshiftError):
     """Images in differ from labelled plus quarantined, or a committed file is not what the ledger says."""
 
 
+class StoppedError(NightshiftError):
+    """Nobody waits for the result any more."""
+
+
 class HeldError(NightshiftError):
     """The work is done and kept, but a check holds its publication back."""
 

@@ -104,14 +104,25 @@ def read_unfinished(storage: Storage, dataset: str) -> list[Shard]:
     return list({shard.id: shard for shard in shards}.values())
 
 
+class PartWriter:
+    """Writes the parts of one snapshot, in their order; what other planners write under its number stands beside them."""
+
+    def __init__(self, storage: Storage, dataset: str, n: int) -> None:
+        self._storage, self._folder = storage, f"{layout.plans(dataset)}/{n}"
+        self._token, self._written = uuid.uuid4().hex[:8], 0
+
+    def write(self, shards: Sequence[Shard]) -> str:
+        """Write a part and return its name: from here on its shards are history, also if the snapshot is never completed."""
+        name = f"part-{self._written:05d}-{self._token}.parquet"
+        write_table(self._storage, f"{self._folder}/{name}", shards_to_table(shards))
+        self._written += 1
+        return name
+
+
 def write_plan(storage: Storage, plan: Plan, created_at: str) -> None:
     """Write a snapshot under its number; AlreadyExistsError when another planner completed that number first."""
-    folder, token = f"{layout.plans(plan.dataset)}/{plan.n}", uuid.uuid4().hex[:8]
-    parts = []
-    for index, shards in enumerate(_parts(plan.shards)):
-        name = f"part-{index:05d}-{token}.parquet"
-        write_table(storage, f"{folder}/{name}", shards_to_table(shards))
-        parts.append(name)
+    writer = PartWriter(storage, plan.dataset, plan.n)
+    parts = [writer.write(shards) for shards in _parts(plan.shards)]
     document: Document = {
         "dataset": plan.dataset,
         "n": plan.n,
@@ -123,7 +134,7 @@ def write_plan(storage: Storage, plan: Plan, created_at: str) -> None:
         "ignored_files": plan.ignored_files,
         "details": plan.details,
     }
-    storage.create(f"{folder}/plan.json", encode(document))
+    storage.create(f"{layout.plans(plan.dataset)}/{plan.n}/plan.json", encode(document))
 
 
 def _parts(shards: Sequence[Shard]) -> list[list[Shard]]:

@@ -1,6 +1,6 @@
 """What the input holds: files of one format, cut into segments. Reads listings and footers, never image bytes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import BinaryIO
@@ -56,27 +56,46 @@ def open_source(settings: InputSettings, storage: StorageSettings) -> tuple[Stor
 
 
 def list_source(settings: InputSettings, storage: StorageSettings) -> Listing:
-    """List the input and find out its format.
+    """List the input and find out its format. Raises as `listed` and `listing_of` do."""
+    return listing_of(settings, list(listed(settings, storage)))
+
+
+def listed(settings: InputSettings, storage: StorageSettings) -> Iterator[Entry]:
+    """Yield what the input holds, of any format, as the storage lists it.
 
     Raises
     ------
     EmptyInputError
-        When there is no such path, or nothing in it that can be read.
+        When there is no such path.
     InputError
         When it cannot be listed, or a file has a name that no table could hold.
     """
     try:
         folder, name = open_source(settings, storage)
-        entries = [folder.stat(name)] if name else [e for e in folder.list() if not _hidden(e.path)]
+        for entry in [folder.stat(name)] if name else folder.list():
+            if name or not _hidden(entry.path):
+                _check_name(entry, settings.url)
+                yield entry
     except NotFoundError as error:
         raise EmptyInputError(
             f"input.url: {printable(settings.url)} does not exist; give a file or a folder that does"
         ) from error
     except StorageError as error:
         raise InputError(f"input.url: {printable(settings.url)} cannot be listed: {error}") from error
-    _check_names(entries, settings.url)
-    kind = settings.format if settings.format != "auto" else _detect(entries)
-    files = sorted((e for e in entries if _is(kind, e.path)), key=lambda entry: entry.path)
+
+
+def listing_of(settings: InputSettings, entries: Sequence[Entry]) -> Listing:
+    """Find out the format of what was listed, and return the files of it.
+
+    Raises
+    ------
+    EmptyInputError
+        When nothing can be read.
+    InputError
+        When the config names columns, and the files have none.
+    """
+    kind = format_of(settings, entries)
+    files = sorted(files_of(kind, entries), key=lambda entry: entry.path)
     if not files:
         raise EmptyInputError(_nothing_there(settings, entries, kind))
     if kind == "images":
@@ -84,15 +103,22 @@ def list_source(settings: InputSettings, storage: StorageSettings) -> Listing:
     return Listing(kind, tuple(files), len(entries) - len(files))
 
 
-def _check_names(entries: Iterable[Entry], url: str) -> None:
-    """Refuse names that are not Unicode: no table or document could hold them as ids."""
-    for entry in entries:
-        try:
-            entry.path.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(
-                f"{printable(url)}: the file name {entry.path!a} is not UTF-8; rename or remove it"
-            ) from error
+def format_of(settings: InputSettings, entries: Iterable[Entry]) -> str:
+    """Return the format that was asked for, or that the names show: an empty string when there is none among them."""
+    return settings.format if settings.format != "auto" else _detect(entries)
+
+
+def files_of(kind: str, entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield the files of one format."""
+    return (entry for entry in entries if _is(kind, entry.path))
+
+
+def _check_name(entry: Entry, url: str) -> None:
+    """Refuse a name that is not Unicode: no table or document could hold it as an id."""
+    try:
+        entry.path.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{printable(url)}: the file name {entry.path!a} is not UTF-8; rename or remove it") from error
 
 
 def refuse_columns(settings: InputSettings, columns: Sequence[str] = ()) -> None:
@@ -128,7 +154,7 @@ def _detect(entries: Iterable[Entry]) -> str:
     return next((kind for kind in SUFFIXES if any(_is(kind, path) for path in paths)), "")
 
 
-def _nothing_there(settings: InputSettings, entries: list[Entry], kind: str) -> str:
+def _nothing_there(settings: InputSettings, entries: Sequence[Entry], kind: str) -> str:
     if not entries:
         return (
             f"input.url: {printable(settings.url)} does not exist, is empty, or is a file of another kind; expected Parquet files, "

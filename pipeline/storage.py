@@ -130,7 +130,7 @@ class FileStorage:
         self._root, self._patience = Path(url), patience or patience_of(StorageSettings())
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """Walk in name order; dot names are skipped, links are followed, but not round in a circle."""
+        """Walk in the order of paths; dot names are skipped, links are followed, but not round in a circle."""
         yield from self._walk(self._root / prefix, frozenset())
 
     def _walk(self, folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
@@ -139,7 +139,7 @@ class FileStorage:
         if not inode or not stat.S_ISDIR(inode.st_mode) or (inode.st_dev, inode.st_ino) in above:
             return
         above |= {(inode.st_dev, inode.st_ino)}
-        children = self._ask(folder, lambda: sorted(os.scandir(folder), key=lambda child: child.name))
+        children = self._ask(folder, lambda: sorted(os.scandir(folder), key=_place))
         for child in children:
             found = None if child.name.startswith(".") else self._ask(Path(child.path), partial(_stat, child))
             if found and stat.S_ISDIR(found.st_mode):
@@ -277,6 +277,14 @@ def _stat(child: "os.DirEntry[str] | Path") -> os.stat_result | None:
         if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
             raise
     return None
+
+
+def _place(child: "os.DirEntry[str]") -> str:
+    """Return what sorts the children of a folder as the paths of all that lies below them sort."""
+    try:
+        return f"{child.name}/" if child.is_dir() else child.name
+    except OSError:  # a link round in a circle
+        return child.name
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:

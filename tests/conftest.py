@@ -388,7 +388,7 @@ def local_ray(monkeypatch: pytest.MonkeyPatch) -> LocalRay:
     monkeypatch.setattr("cluster.labeller.ActorPool", LocalPool)
     monkeypatch.setattr("cluster.labeller.available", lambda resource: 0.0)
     monkeypatch.setattr(
-        "cluster.planner.TaskPool", lambda function: LocalPool(lambda: lambda item, _: function(item), 1, 4)
+        "cluster.footers.TaskPool", lambda function: LocalPool(lambda: lambda item, _: function(item), 1, 4)
     )
     return local
 

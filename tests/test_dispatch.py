@@ -69,6 +69,28 @@ def test_an_item_starts_before_the_next_is_drawn(local_ray):
     assert len(dict(dispatch(pool, items(), attempts=1))) == 6
 
 
+def test_items_that_are_not_there_yet_are_asked_for_again(local_ray, monkeypatch, caplog):
+    """Planning may be slower than labelling: the workers wait for it, idle or not, and a stall says so."""
+    monkeypatch.setattr(module, "UNREADY_S", 0.001)
+    monkeypatch.setattr(module, "available", lambda: 4.0)
+    monkeypatch.setattr(module, "unused", lambda: 4.0)
+    items = iter([None, 1, None, None, 2, 3, None, 4, None])
+    ended = list(dispatch(pool_of(Flaky(item2=[TransientError("503")])), items, attempts=1, stall_s=1e-9))
+    assert sorted(ended) == [(item, item * 10) for item in (1, 2, 3, 4)]
+    assert "there is room for more, which is not there yet" in caplog.text
+
+
+def test_a_stop_ends_the_wait_for_items(local_ray):
+    asked = []
+
+    def never():
+        while True:
+            asked.append(None)
+            yield None
+
+    assert list(dispatch(pool_of(Flaky()), never(), attempts=1, stop=lambda: len(asked) == 2)) == []
+
+
 def test_a_result_may_be_nothing(local_ray):
     assert list(dispatch(pool_of(lambda item, halvings: None), [1], attempts=1)) == [(1, None)]
 

@@ -88,7 +88,20 @@ UPPER = [
     "gallery",
     "digits",
 ]
-CLUSTER = ["resources", "session", "stall", "retries", "dispatch", "workers", "planner", "labeller", "board", "trainer"]
+CLUSTER = [
+    "resources",
+    "session",
+    "stall",
+    "retries",
+    "dispatch",
+    "workers",
+    "footers",
+    "early",
+    "planner",
+    "labeller",
+    "board",
+    "trainer",
+]
 JOBS = [
     "config",
     "console",
@@ -99,10 +112,12 @@ JOBS = [
     "train",
     "evaluate",
     "limits",
+    "shift",
     "settle",
     "label",
     "estimate",
     "report",
+    "ahead",
     "nightly",
     "clean",
     "photo",

@@ -139,18 +139,18 @@ def test_a_deadline_that_passes_with_the_last_shard_stops_nothing(
 def test_a_deadline_that_passed_while_planning_starts_no_session(
     night, model, nightshift, local_ray, clock, monkeypatch
 ):
-    from jobs import nightly
+    from jobs import ahead
 
     night.write("a.parquet", range(10))
     nightshift(night.config(), "plan")
     local_ray.sessions = 0
-    make = nightly.make_plan
+    make = ahead.bring_up_to_date
 
-    def slow(run):
+    def slow(*arguments):
         clock.now += timedelta(hours=6)
-        return make(run)
+        return make(*arguments)
 
-    monkeypatch.setattr(nightly, "make_plan", slow)
+    monkeypatch.setattr(ahead, "bring_up_to_date", slow)
     ended = nightshift(night.config(label={"deadline": "5h"}), "nightly")
     assert (ended.code, counts(ended.record), local_ray.sessions) == (5, (0, 0, 0, 10, 0), 0)
     assert "10 images in 1 shard remain" in ended.record["outcome"]

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from conftest import hash_of
 
-from cluster import planner
+from cluster import footers, planner
 from pipeline.errors import HeldError, InputError, TransientError
 from pipeline.plans import Plan, read_plan, read_unfinished, write_plan
 from pipeline.retrying import Patience
@@ -72,12 +72,12 @@ def test_a_first_plan_holds_every_row_once(night, replan):
 
 
 def test_more_footers_than_one_task_reads_are_read_by_tasks_and_fewer_by_the_driver(night, replan, monkeypatch):
-    monkeypatch.setattr(planner, "FILES_PER_TASK", 2)
+    monkeypatch.setattr(footers, "FILES_PER_TASK", 2)
     for number in range(5):
         night.write(f"{number}.parquet", range(5 * number, 5 * number + 5))
     first, _ = replan(shard_images=10)
     assert (replan.connected, replan.looked_at, first.num_images) == (1, 5, 25)
-    monkeypatch.delattr("cluster.planner.TaskPool")
+    monkeypatch.delattr("cluster.footers.TaskPool")
     night.write("5.parquet", range(25, 30))
     (night.data / "6.parquet").write_bytes(b"no Parquet")
     second, _ = replan(shard_images=10)
@@ -90,7 +90,7 @@ def test_an_unchanged_input_makes_no_snapshot_and_reads_no_footer(night, replan,
     """It asks for no workers either: there is no session that could have any."""
     night.write("a.parquet", range(5))
     first, _ = replan()
-    monkeypatch.delattr("cluster.planner.TaskPool")
+    monkeypatch.delattr("cluster.footers.TaskPool")
     assert replan() == (first, False)
     assert (replan.connected, replan.looked_at) == (0, 0)
 
@@ -329,9 +329,9 @@ def test_a_storage_that_stays_away_fails_its_files(night, replan, monkeypatch, b
         asked.append(file.path)
         raise TransientError("503 slow down")
 
-    monkeypatch.setattr(planner, "segments_of", silent)
-    monkeypatch.setattr(planner, "FILES_PER_TASK", 1 if by_task else 2)
-    monkeypatch.setattr(planner, "PATIENCE", Patience(planner.ATTEMPTS, 60))
+    monkeypatch.setattr(footers, "segments_of", silent)
+    monkeypatch.setattr(footers, "FILES_PER_TASK", 1 if by_task else 2)
+    monkeypatch.setattr(footers, "PATIENCE", Patience(footers.ATTEMPTS, 60))
     monkeypatch.setattr("cluster.retries.STORAGE_PATIENCE_S", 0.05)
     monkeypatch.setattr("cluster.retries.FIRST_PAUSE_S", 0.001)
     monkeypatch.setattr("pipeline.retrying.FIRST_PAUSE_S", 0.001)
@@ -339,14 +339,14 @@ def test_a_storage_that_stays_away_fails_its_files(night, replan, monkeypatch, b
     night.write("c.parquet", range(8, 9))
     plan, _ = replan()
     assert replan.connected == by_task
-    assert asked.count("b.parquet") > planner.ATTEMPTS, "throttling uses up no attempts"
+    assert asked.count("b.parquet") > footers.ATTEMPTS, "throttling uses up no attempts"
     assert plan.num_images == 5
     assert [file["path"] for file in plan.failed_files] == ["b.parquet", "c.parquet"]
     assert all("503 slow down" in file["error"] for file in plan.failed_files)
 
 
 def test_many_files_are_read_in_chunks_and_planned_in_name_order(night, replan, monkeypatch):
-    monkeypatch.setattr(planner, "FILES_PER_TASK", 2)
+    monkeypatch.setattr(footers, "FILES_PER_TASK", 2)
     for number in range(7):
         night.write(f"{number}.parquet", [number])
     plan, _ = replan(shard_images=1)
