@@ -5,22 +5,26 @@
 
 The images are a few bytes each: planning reads listings and footers, never an image. Each size is planned three times: from
 nothing, again with nothing new, and again after one new file; beside it stands how many shards, each one label file, the
-files became. Then a second night reads the ledger of 4,000 shards, by one read each and by their roll-up. Nothing is asserted.
+files became. Then a second night reads the ledger of 4,000 shards, by one read each and by their roll-up. Last, a night labels some
+photos of an input that takes long to list (links to a thousand photos; needs ../shared): when the first shard is committed,
+and when the listing has ended. Nothing is asserted.
 """
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from photos import make_photos
 from processes import timed
 
 from pipeline.layout import Generation
@@ -33,6 +37,8 @@ from pipeline.tables import Written
 
 TABLE_FILES, ROWS_PER_FILE, LOOSE_FILES, LOOSE_PER_FOLDER = 10_000, 100, 200_000, 1_000
 COMMITTED_SHARDS, IMAGES_PER_SHARD = 4_000, 256
+LINKS, PHOTOS, LABELLED = 1_000_000, 1_000, 2_000
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
 
 def make_tables(folder: Path, first: int, last: int) -> None:
@@ -85,6 +91,53 @@ def second_night(folder: Path, num_shards: int) -> None:
     print(f"{what}: the roll-up has {store.stat(asked.rollup()).size_bytes / 2**20:.1f} MB", flush=True)
 
 
+def label_ahead(folder: Path, num_links: int) -> None:
+    """Label the first photos of a long listing, and print when the first shard was there and when the plan was."""
+    source, store = folder / f"links-{num_links}", folder / "ahead-store"
+    make_photos(SHARED / "flowers5", folder / "photos", PHOTOS)
+    table = pq.read_table(folder / "photos", columns=["image"])
+    for number in range(num_links):
+        place = source / f"{number // LOOSE_PER_FOLDER:04d}"
+        if number % LOOSE_PER_FOLDER == 0:
+            place.mkdir(parents=True)
+        if number < PHOTOS:
+            (place / f"{number:07d}.jpg").write_bytes(table["image"][number].as_py())
+        else:
+            os.link(source / "0000" / f"{number % PHOTOS:07d}.jpg", place / f"{number:07d}.jpg")
+    weights = SHARED / "weights"
+    model = {
+        "name": "mobilenet_v2",
+        "builder": "mobilenet_v2",
+        "weights": str(weights / "mobilenet_v2_imagenet.safetensors"),
+    }
+    document = {
+        "store": str(store), "input": {"url": str(source)}, "train": {"mode": "none"}, "label": {"max_images": LABELLED},
+        "model": {**model, "classes": str(weights / "imagenet_classes.json")},
+    }  # fmt: skip
+    before = {**document, "input": {"url": str(folder / "photos"), "image_column": "image", "id_column": "image_id"}}
+    for command, what in (
+        ("train", before),
+        ("nightly", before),
+        ("nightly", document),
+    ):  # a first night chooses the engine
+        config = folder / "ahead.yaml"
+        config.write_text(yaml.safe_dump(what))
+        started = time()
+        done = timed(
+            [str(Path(sys.executable).parent / "nightshift"), command, str(config), "--json"], folder, watch=True
+        )
+        if done.code not in (0, 5):
+            sys.exit(done.err[-2000:])
+    committed = [path.stat().st_mtime - started for path in (store / "ledger" / source.name).rglob("*.json")]
+    planned = max(path.stat().st_mtime - started for path in (store / "plans" / source.name).rglob("plan.json"))
+    parts = len(list((store / "plans" / source.name).rglob("*.parquet")))
+    print(
+        f"{num_links:,} files: first shard committed after {min(committed):.1f} s, {len(committed)} shards after {max(committed):.1f} s, "
+        f"plan complete after {planned:.1f} s ({parts} parts), whole process {done.seconds:.1f} s, {done.peaks_mb} MB",
+        flush=True,
+    )
+
+
 def measured(what: str, action: Callable[[], Any]) -> Any:
     """Print what an action takes, and return what it does; its peak of Python objects is that of a second go."""
     started = perf_counter()
@@ -114,6 +167,10 @@ def main() -> None:
                 make(source, count, count + 1)
                 plan(folder, source, "one new file")
             second_night(folder / f"ledger-{share}", max(1, int(COMMITTED_SHARDS * share)))
+        if SHARED.is_dir():
+            label_ahead(folder, max(PHOTOS, int(LINKS * options.share)))
+        else:
+            print(f"no night of a long listing: the photos are not there ({SHARED})")
 
 
 if __name__ == "__main__":
