@@ -158,6 +158,11 @@ def told_by_ledger(folder: Path, began: float) -> dict[str, Any]:
 
 
 def steady(commits: list[list[float]]) -> float | None:
-    """Return images/s between the first and the last commit: without start and end of the process; None for one shard."""
-    took = commits[-1][0] - commits[0][0]
-    return round(sum(images for _, images in commits[1:]) / took, 1) if took > 0 else None
+    """Return images/s in the middle of a night, without the first and the last tenth of its commits; None for one shard.
+
+    When the first shards are committed others are half done, and at the end some labellers have nothing to do any more.
+    """
+    skipped = len(commits) // 10
+    middle = commits[skipped : len(commits) - skipped]
+    took = middle[-1][0] - middle[0][0]
+    return round(sum(images for _, images in middle[1:]) / took, 1) if took > 0 else None

@@ -200,6 +200,13 @@ def test_the_costs_have_their_rows(bench):
     assert rows_of(text, ["1 labeller on one CPU -> 2 on two, steady", "150 -> 300 images/s: 2.00", ">= 1.9"])
 
 
+def test_the_table_says_when_the_machine_was_not_quiet(bench):
+    records = [line("nightshift", 40.0, busy_before=0.5), line("daft_docs", 300.0, busy_before=0.01)]
+    tables = bench.load("table").tables
+    assert "1 of 2 commands began on a machine that was more than 10% busy" in tables(records)
+    assert "busy." not in tables(records[1:])
+
+
 def test_no_measurements_make_no_table(bench):
     assert "|" not in bench.load("table").tables([])
 
@@ -241,6 +248,11 @@ def test_the_ledger_tells_when_shards_were_committed_and_where_the_time_went(ben
 
 def test_one_shard_has_no_steady_rate(bench):
     assert bench.load("bench").steady([[3.0, 100]]) is None
+
+
+def test_a_burst_at_the_start_and_a_tail_are_not_steady(bench):
+    commits = [[0.0, 100], [0.1, 100], *([number, 100] for number in range(1, 17)), [30.0, 100], [50.0, 100]]
+    assert bench.load("bench").steady(commits) == 100.0
 
 
 def test_photos_are_repeated_with_unique_ids(bench, tmp_path):
