@@ -35,6 +35,14 @@ class Bench:
         self._nightshift("train", model, f"{model}-setup")
         return True
 
+    def ready(self, model: str) -> None:
+        """See that the store has the model and its choice of engine: label once, unless an earlier call has done so."""
+        done = self.folder / f"{model}.ready"
+        if not done.exists():
+            tool = "cold" if self.adopt(model) else "warm-up"
+            self.ours(model, f"{model}-{tool}", tool=tool)
+            done.touch()
+
     def ours(
         self, model: str, night: str, *, watch: bool = False, labellers: int | None = None, cpus: int | None = None,
         tool: str = OURS, **values: Any,

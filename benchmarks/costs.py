@@ -62,18 +62,12 @@ def empty_shards(num_shards: int) -> dict[str, Any]:
     return {"shards": num_shards, "ms": round(1000 * (ended[-1] - ended[0]) / (num_shards - 1), 2)}
 
 
-def warm(bench: Bench) -> None:
-    """See that the store has the model and its choice of engine, so that no measured night chooses."""
-    if bench.adopt(MODEL):
-        bench.ours(MODEL, f"{MODEL}-warm", tool="cold")
-
-
 def memory(folder: Path, log: Log, images: int, again: bool) -> None:
     """Measure the peaks at a quarter of the images and at all of them."""
     for num_images in (images // 4, images):
         if again or not log.has(tool="memory", images=num_images):
             bench = Bench(folder, log, num_images)
-            warm(bench)
+            bench.ready(MODEL)
             bench.ours(MODEL, f"{MODEL}-memory-{num_images}", watch=True, tool="memory")
 
 
@@ -87,7 +81,7 @@ def labellers(folder: Path, log: Log, images: int, runs: int, again: bool) -> No
         ]
         if lacking:
             bench = Bench(folder, log, images)
-            warm(bench)
+            bench.ready(MODEL)
         for number, cpus in lacking:
             night = f"{MODEL}-{number}-on-{cpus or 'all'}-run{run}"
             bench.ours(MODEL, night, labellers=number, cpus=cpus, tool="labellers", asked=[number, cpus], run=run)

@@ -29,8 +29,7 @@ def prepare(bench: Bench, model: str) -> None:
     """Adopt the model, label once with nothing in the store's cache, and measure what the machine could do at most."""
     from limits import limits
 
-    if bench.adopt(model):
-        bench.ours(model, f"{model}-cold", tool="cold")
+    bench.ready(model)
     bench.log.write(tool="limits", model=model, **limits(str(bench.store), model, bench.photos))
 
 

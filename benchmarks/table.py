@@ -22,6 +22,7 @@ TARGETS = {
 # Of all cores, for two seconds before a command: more is somebody else's work.
 QUIET = 0.1
 TORCH_OF = {"ray_data_docs": "torch_fp32", "ray_data_tuned": "torch_bf16", "daft_docs": "torch_fp32"}
+NAMES = {"cold": "nightshift, first night"}
 STAGES = {"engine": "the engine", "decode": "waiting for decoded images", "storage": "reading", "write": "writing"}
 
 
@@ -59,12 +60,13 @@ def _ratios(runs: list[Record], images: int) -> str:
 def _rows(records: list[Record], runs: list[Record], images: int) -> str:
     rows = []
     for model in _models(runs):
-        for tool in (OURS, *PEERS):
-            found = selected(runs, model=model, tool=tool, images=images)
+        for tool in (OURS, "cold", *PEERS):
+            found = selected(records, model=model, tool=tool, images=images)
             if found:
                 first = _median(found, "first_commit_s")
                 rows.append([
-                    model, tool, f"{_median(found, 'seconds'):.1f} ({len(found)})", f"{_median(found, 'images_per_s'):.1f}",
+                    model, NAMES.get(tool, tool), f"{_median(found, 'seconds'):.1f} ({len(found)})",
+                    f"{_median(found, 'images_per_s'):.1f}",
                     f"{_median(found, 'images_per_s_per_core'):.1f}", f"{first:.1f}" if first is not None else "-",
                     f"{_median(found, 'busy'):.0%}", why(found, selected(records, tool="limits", model=model)),
                 ])  # fmt: skip
@@ -83,7 +85,7 @@ def _rows(records: list[Record], runs: list[Record], images: int) -> str:
 
 def why(found: list[Record], limits: list[Record]) -> str:
     """Say in words what limits a tool, from its lines and from what the machine can do at most."""
-    return _why_ours(found) if found[0]["tool"] == OURS else _why_peer(found, limits)
+    return _why_ours(found) if found[0]["tool"] in (OURS, "cold") else _why_peer(found, limits)
 
 
 def _why_ours(found: list[Record]) -> str:

@@ -136,7 +136,7 @@ def test_a_line_after_a_cut_one_stands_by_itself(bench, tmp_path):
 
 
 def test_the_table_has_ratios_of_every_run_medians_and_targets(bench):
-    records = [limit()]
+    records = [limit(), line("cold", 55.0, run=None, first_commit_s=30.0, last_commit_s=50.0, stages_s={"engine": 9})]
     for run, theirs in ((1, 200.0), (2, 120.0), (3, 240.0)):
         records += [line("nightshift", 40.0, run=run), line("ray_data_tuned", theirs, run=run)]
     text = bench.load("table").tables(records)
