@@ -12,7 +12,7 @@ help:
 	@echo "make demo    run a whole night on handwritten digits"
 	@echo "make test    pass the tests"
 	@echo "make check   ruff, mypy, the layout tests"
-	@echo "make bench   measure; see benchmarks/RESULTS.md"
+	@echo "make bench   measure everything against the peers (hours); ARGS=--small: a few photos; see benchmarks/RESULTS.md"
 	@echo "make chaos SEEDS=54   so many faults, and their table; then the other long fault tests"
 
 setup: $(VENV)/.done
@@ -47,8 +47,20 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_layout.py
 
-bench: setup
-	$(BIN)/python benchmarks/first_night.py --peer
+# An environment of its own: the peers' packages take others back to older versions than the tests have.
+BENCH := .venv-bench
+bench: $(BENCH)/.done
+	$(BENCH)/bin/python benchmarks/everything.py $(ARGS)
+
+$(BENCH)/.done: pyproject.toml
+	@echo "setting up $(BENCH): about 6 GB"
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@if [ -z "$(NO_UV)" ] && { command -v uv >/dev/null || $(BENCH)/bin/python -m pip install --quiet uv; }; then \
+		PATH="$(abspath $(BENCH))/bin:$$PATH" uv pip install --quiet --python $(BENCH)/bin/python --editable '.[demo,delta,bench]'; \
+	else \
+		$(BENCH)/bin/python -m pip install --quiet --editable '.[demo,delta,bench]'; \
+	fi
+	@touch $@
 
 SEEDS ?= 54
 CHAOS := NIGHTSHIFT_CHAOS_SEEDS=$(SEEDS) NIGHTSHIFT_CHAOS_TABLE=build/chaos.jsonl $(BIN)/python -m pytest -m chaos

@@ -1,10 +1,9 @@
 """Measure a first night as a newcomer has it: whole processes, real photos, real weights, a store that starts empty.
 
-    make bench                                   # or: .venv/bin/python benchmarks/first_night.py [--peer]
+    .venv/bin/python benchmarks/first_night.py
 
-Prints one line per command (exit code, wall seconds, what its record says) and, with `--peer`, labels the same photos with
-the Ray Data pipeline of ../shared/peers for a ratio in the same run. Nothing is asserted: what it prints belongs into
-RESULTS.md with the hardware and the date.
+Prints one line per command: exit code, wall seconds, what its record says. Nothing is asserted: what it prints belongs into
+RESULTS.md with the hardware and the date. `labelling.py` compares with others.
 """
 
 import argparse
@@ -16,18 +15,17 @@ import sys
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
-WEIGHTS = SHARED / "data" / "weights" / "mobilenet_v2_imagenet.safetensors"
 SHOWN = (
     "images_in", "labelled", "quarantined", "skipped", "features_computed", "images_per_s", "evaluation", "model",
 )  # fmt: skip
+FAILED: list[str] = []
 
 
-def nightshift(*arguments: str) -> tuple[float, dict[str, Any]]:
-    """Run a command as its own process; print and return its wall seconds and its record."""
+def nightshift(*arguments: str) -> None:
+    """Run a command as its own process; print its wall seconds and its record, and note when it failed."""
     started = perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "jobs", *arguments, "--json"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -38,23 +36,22 @@ def nightshift(*arguments: str) -> tuple[float, dict[str, Any]]:
     print(f"{' '.join(arguments[:2]):<42} exit {done.returncode} {seconds:7.1f} s  {json.dumps(facts)}", flush=True)
     if done.returncode:
         print(done.stderr[-2000:], file=sys.stderr)
-    return seconds, record
+        FAILED.append(" ".join(arguments))
 
 
 def demo(folder: Path) -> None:
     nightshift("demo", "--folder", str(folder / "demo"))
 
 
-def flowers(store: str) -> float:
-    """The config of the README, every command once, then what a second night costs; return the labelling rate."""
+def flowers(store: str) -> None:
+    """The config of the README, every command once, then what a second night costs."""
     config = "configs/local.yaml"
     for command in ("plan", "train", "evaluate"):
         nightshift(command, config, "--set", store)
-    _, record = nightshift("label", config, "--set", store)
+    nightshift("label", config, "--set", store)
     nightshift("report", config, "--set", store)
     nightshift("label", config, "--set", store)
     nightshift("train", config, "--set", store, "--again")
-    return float(record["images_per_s"])
 
 
 def stock(folder: Path, store: str) -> None:
@@ -71,44 +68,18 @@ def stock(folder: Path, store: str) -> None:
     nightshift("label", config, "--set", store, "--image", str(photo))
 
 
-def peer(folder: Path, ours: float) -> None:
-    """The pipeline of Ray Data's documentation, unchanged, on the same photos and weights."""
-    script = SHARED / "peers" / "ray_data_docs.py"
-    command = [
-        sys.executable,
-        str(script),
-        "mobilenet_v2",
-        str(WEIGHTS),
-        str(SHARED / "data" / "flowers5"),
-        str(folder / "peer"),
-    ]
-    started = perf_counter()
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-    )
-    if done.returncode:
-        print(done.stderr[-2000:], file=sys.stderr)
-        return
-    theirs = json.loads(done.stdout.splitlines()[-1])["images_per_s"]
-    print(
-        f"{script.name}: {perf_counter() - started:.1f} s, {theirs:.1f} images/s; nightshift / peer = {ours / theirs:.2f}"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", action="store_true", help="also run Ray Data's pipeline")
-    options = parser.parse_args()
+    parser.parse_args()
     print(f"{platform.platform()}, {os.cpu_count()} CPUs, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory(prefix="nightshift-bench-") as name:
         folder, store = Path(name), f"store={name}/store"
         demo(folder)
         if not SHARED.is_dir():
             sys.exit(f"the real photos are not there ({SHARED}): only the demo could be measured")
-        rate = flowers(store)
+        flowers(store)
         stock(folder, store)
-        if options.peer:
-            peer(folder, rate)
+    sys.exit(bool(FAILED))
 
 
 if __name__ == "__main__":

@@ -221,7 +221,8 @@ def main() -> None:
             f"{reader.polls} reads of the Delta table during the night saw yesterday or tonight {reader.error}",
         )
         check(verdict, nights, photos, before, day)
-        nights.night("third night")
+        tomorrow = nights.night("third night")
+        verdict(tomorrow["labelled"] == 0, f"the third night, with nothing new, labelled {tomorrow['labelled']}")
         clean.command("train")
         clean.night("from nothing")
         fresh, now = clean.files(), nights.files()
