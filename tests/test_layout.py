@@ -88,7 +88,19 @@ UPPER = [
     "gallery",
     "digits",
 ]
-CLUSTER = ["resources", "session", "stall", "retries", "dispatch", "workers", "planner", "labeller", "board", "trainer"]
+CLUSTER = [
+    "resources",
+    "headwatch",
+    "session",
+    "stall",
+    "retries",
+    "dispatch",
+    "workers",
+    "planner",
+    "labeller",
+    "board",
+    "trainer",
+]
 JOBS = [
     "config",
     "console",
