@@ -14,6 +14,7 @@ import ray
 from ray.exceptions import RayError
 
 import pipeline
+from cluster.headwatch import watched
 from pipeline.errors import TransientError, UsageError
 from pipeline.refusals import first_line
 from pipeline.settings import ClusterSettings
@@ -52,7 +53,8 @@ def session(settings: ClusterSettings) -> Iterator[None]:
         with _undisturbed():
             _connect(settings)
         _check_code()
-        yield
+        with watched(ray.get_runtime_context().gcs_address):
+            yield
     finally:
         ray.shutdown()
 

@@ -255,7 +255,9 @@ class Night:
         write_plan(self.store, plan, "2026-11-24T02:00:00+00:00")
         return plan
 
-    def seal(self, builder: str = "linear", seed: int = 0, change: Callable[[Any], None] | None = None) -> str:
+    def seal(
+        self, builder: str = "linear", seed: int = 0, change: Callable[[Any], None] | None = None, size_px: int = 8
+    ) -> str:
         """Seal a model of ant, bee and cat with random weights, `change` applied to its network; return its version."""
         import torch
 
@@ -264,8 +266,8 @@ class Night:
         from pipeline.registry import promote_first
         from pipeline.transforms import Transforms
 
-        names, grey = ("ant", "bee", "cat"), Transforms(8, 8, "L", (0.5,), (0.5,))
-        made = Architecture(builder, {"size_px": 8, "in_channels": 1}, "native", Classes(names, names), grey)
+        names, grey = ("ant", "bee", "cat"), Transforms(size_px, size_px, "L", (0.5,), (0.5,))
+        made = Architecture(builder, {"size_px": size_px, "in_channels": 1}, "native", Classes(names, names), grey)
         torch.manual_seed(seed)
         net = made.build()
         if change:

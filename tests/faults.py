@@ -17,6 +17,8 @@ from typing import Any
 import pyarrow as pa
 from test_chaos import wait_until
 
+from cluster.dispatch import TURN_S
+
 FAULTS: dict[str, Callable[[Any], str]] = {}
 
 
@@ -54,6 +56,33 @@ def held(stage: Any, job: Any) -> Iterator[list[int]]:
             send(pid, signal.SIGCONT)
 
 
+def works_alone(stage: Any, job: Any, node: int, stopped: list[int]) -> int:
+    """Let nobody but a node's labellers work until they have committed three shards; return how many labellers there are.
+
+    Those that are stopped hold the shards that they have, and commit nothing.
+    """
+
+    def others_stopped() -> None:
+        theirs = stage.ground.labellers(node)
+        stopped.extend(pid for pid in stage.ground.all_labellers() if pid not in theirs and send(pid, signal.SIGSTOP))
+
+    def committed_by_them() -> bool:
+        others_stopped()
+        for pid in stage.ground.labellers(node):
+            send(pid, signal.SIGCONT)
+        return stage.committed() >= before + 3 or job.ended()
+
+    others_stopped()
+    time.sleep(0.5)  # a write that the kernel had begun ends all the same
+    before = stage.committed()
+    assert before < stage.num_shards - 6, "too little is left for this fault"
+    wait_until(committed_by_them, f"three shards of the node: {job.last_words}")
+    theirs = stage.ground.labellers(node)
+    assert not job.ended(), f"the run ended first: {job.last_words}"
+    assert theirs, "the node has no labeller"
+    return len(theirs)
+
+
 # ---- Processes
 
 
@@ -65,6 +94,7 @@ def kill_driver(stage: Any) -> str:
         os.kill(job.process.pid, signal.SIGKILL)
         job.wait()
     assert stage.finish() == 0
+    assert stage.record("again")["skipped"] >= done * stage.images_per_shard, "what was committed is not done again"
     return f"after {done} of {stage.num_shards} shards"
 
 
@@ -87,12 +117,15 @@ def kill_labeller(stage: Any) -> str:
         victim = stage.chance.choice(labellers)
         os.kill(victim, signal.SIGKILL)
     stage.ends_well(job)
-    return f"1 of {len(labellers)}; retries {stage.record('first')['retries']}"
+    retries = stage.record("first")["retries"]
+    assert retries.get("worker"), "it held a shard"
+    return f"1 of {len(labellers)}; retries {retries}"
 
 
 @fault("labeller frozen")
 def freeze_labeller(stage: Any) -> str:
-    job, seconds = stage.start("first", "--set", "label.stall_s=1"), stage.chance.uniform(2, 5)
+    # The loop may wait for TURN_S before it looks at its clock: a shorter stop may end unseen.
+    job, seconds = stage.start("first", "--set", "label.stall_s=1"), stage.chance.uniform(TURN_S + 2, TURN_S + 5)
     with held(stage, job) as labellers:
         time.sleep(seconds)
     stage.ends_well(job)
@@ -108,6 +141,7 @@ def two_at_once(stage: Any) -> str:
     for job in (first, second):
         stage.ends_well(job)
     records = [stage.record(name) for name in ("first", "second")]
+    assert sum(record["labelled"] for record in records) > stage.num_shards * stage.images_per_shard, "no overlap"
     return f"labelled {records[0]['labelled']} and {records[1]['labelled']}, skipped {records[0]['skipped']} and {records[1]['skipped']}"
 
 
@@ -116,23 +150,37 @@ def two_at_once(stage: Any) -> str:
 
 @fault("node killed")
 def kill_node(stage: Any) -> str:
+    """While its labellers, who alone work, hold shards."""
     extra = stage.ground.add(1)
     job = stage.start("first", "--set", "label.max_workers=3")
-    with held(stage, job):
-        theirs = len(stage.ground.labellers(extra))
+    try:
+        with held(stage, job) as stopped:
+            theirs = works_alone(stage, job, extra, stopped)
+            for pid in stage.ground.labellers(extra):
+                send(pid, signal.SIGSTOP)
+    finally:
         stage.ground.kill(extra)
     stage.ends_well(job)
-    return f"with {theirs} labellers; retries {stage.record('first')['retries']}"
+    retries = stage.record("first")["retries"]
+    assert retries.get("worker"), "they held shards"
+    return f"with {theirs} labellers; retries {retries}"
 
 
 @fault("node added")
 def add_node(stage: Any) -> str:
+    """Its labeller works while all others are stopped: nobody else can have committed what was committed meanwhile."""
     job = stage.start("first", "--set", "label.max_workers=3")
-    with held(stage, job):
-        extra = stage.ground.add(1)
+    with held(stage, job) as stopped:
+        before, extra = stage.committed(), stage.ground.add(1)
+        try:
+            theirs = works_alone(stage, job, extra, stopped)
+            done = stage.committed()
+        except BaseException:
+            stage.ground.kill(extra)
+            raise
     stage.ends_well(job)
     stage.ground.kill(extra)
-    return f"during the run, after {stage.committed()} commits"
+    return f"after {before} commits; its {theirs} labellers alone made {done - before} while the others were stopped"
 
 
 # ---- Storage, behind the proxy
@@ -185,7 +233,8 @@ def fill_disk(stage: Any) -> str:
         grow()
         stage.ends_well(job)
         stage.keep_rows()
-    return f"after {done} of {stage.num_shards} shards; space was made; retries {stage.record('first')['retries']}"
+        retries = stage.record("first")["retries"]
+    return f"after {done} of {stage.num_shards} shards; space was made; retries {retries}"
 
 
 @contextmanager
@@ -225,6 +274,10 @@ def _with_input(stage: Any, act: Callable[[int], object]) -> str:
         act(number)
     assert job.wait() in (0, 3), job.last_words
     record = stage.record("first")
+    if (
+        number >= stage.num_files * 3 // 4
+    ):  # not before half of the shards were done; an early file may have been labelled
+        assert record["failed_shards"], "its shards were open"
     if job.process.returncode == 3:
         assert {failure["kind"] for failure in record["failures"]} == {"changed"}, record["failures"]
     assert stage.finish() == 0
@@ -278,21 +331,34 @@ def damage_ledger(stage: Any) -> str:
 
 @fault("memory runs out in a labeller")
 def starve_labeller(stage: Any) -> str:
-    """A limit on its address space, a little above what it has: allocations fail in numpy, Arrow, the engine or Ray."""
-    job, spare_mb = stage.start("first"), stage.chance.choice((0, 1, 4, 16))
+    """A limit on its address space where the forward pass of one image fits and that of a whole batch does not."""
+    stage.cut_by_file(40)
+    stage.version = stage.promote_another("linear", size_px=1024)
+    stage.set_label(exact=True, batch_size=stage.images_per_shard)
+    # A whole batch holds two tensors of 96 MB at its worst moment. One of them may be there whenever one looks.
+    job, spare_mb = stage.start("first"), stage.chance.randrange(60, 85)
     with held(stage, job) as labellers:
-        victim = stage.chance.choice(labellers)
-        used = int((Path("/proc") / str(victim) / "statm").read_text().split()[0]) * resource.getpagesize()
-        before = resource.prlimit(victim, resource.RLIMIT_AS, (used + (spare_mb << 20), resource.RLIM_INFINITY))
-    done = stage.committed()
-    wait_until(lambda: stage.committed() >= min(done + 8, stage.num_shards) or job.ended(), "progress")
-    try:
-        resource.prlimit(victim, resource.RLIMIT_AS, before)
-        died = ""
-    except ProcessLookupError:
-        died = ", of which it died"
+        pass
+    (victim,), seen, done = labellers, [], stage.committed()
+    while stage.committed() < done + 4 and not job.ended():  # between two forward passes it is at its smallest
+        seen.append(address_space(victim))
+    used = min(seen)
+    before = resource.prlimit(victim, resource.RLIMIT_AS, (used + (spare_mb << 20), resource.RLIM_INFINITY))
+    done = stage.committed() + 2  # so many may be past their forward pass
+    wait_until(lambda: stage.committed() >= done + 4 or job.ended(), f"commits in spite of it: {job.last_words}")
+    assert not job.ended(), job.last_words
+    resource.prlimit(victim, resource.RLIMIT_AS, before)
     stage.ends_well(job)
-    return f"{spare_mb} MB to spare{died}; retries {stage.record('first')['retries']}"
+    retries = stage.record("first")["retries"]
+    assert set(retries) == {"memory"}, f"the labeller lives on: {retries}"
+    assert retries["memory"] >= 4, "what was committed under the limit was halved before"
+    return f"{spare_mb} MB to spare; committed with half the batch; retries {retries}"
+
+
+def address_space(pid: int) -> int:
+    """Return the bytes of a process's address space now, after a moment."""
+    time.sleep(0.01)
+    return int((Path("/proc") / str(pid) / "statm").read_text().split()[0]) * resource.getpagesize()
 
 
 @fault("production pointer moves during the run")

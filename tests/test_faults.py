@@ -21,6 +21,7 @@ from test_nodes import Ground
 from pipeline import layout
 from pipeline.documents import advance
 from pipeline.publication import read_view
+from pipeline.registry import resolve
 from pipeline.storage import open_storage
 from pipeline.tables import read_table
 
@@ -64,7 +65,16 @@ class Stage:
         if garbage:
             row = self.chance.randrange(count)
             pictures[row] = damaged(garbage, pictures[row])
-        self.night.write(f"{number}.parquet", ids, IMAGES_PER_SHARD, image=binary(pictures))
+        self.night.write(f"{number}.parquet", ids, self.images_per_shard, image=binary(pictures))
+
+    def cut_by_file(self, num_files):
+        """Have so many input files, each of them one shard and one row group."""
+        self.num_files = self.num_shards = num_files
+        self.images_per_shard = SHARDS_PER_FILE * IMAGES_PER_SHARD
+        source = self.config.input.model_copy(update={"shard_images": self.images_per_shard})
+        self.config = self.config.model_copy(update={"input": source})
+        for number in range(num_files):
+            self.write(number)
 
     def start(self, run_id, *options, command="nightly"):
         job = Job(write_config(self.folder / "night.yaml", self.config), run_id, *options, command=command)
@@ -84,9 +94,17 @@ class Stage:
     def record(self, run_id):
         return json.loads(self._storage.read(f"runs/{run_id}/run.json"))
 
-    def promote_another(self):
-        other = self.night.seal("lab_cnn", seed=1)
+    def promote_another(self, builder="lab_cnn", size_px=8):
+        """Seal another model and make it the production version, which is returned."""
+        other = self.night.seal(builder, seed=1, size_px=size_px)
         advance(self.night.store, layout.production("tiny"), {"version": other, "at": "now", "reason": "chaos"}, 1)
+        assert resolve(self.night.store, "tiny", None) == other
+        return other
+
+    def set_label(self, **settings):
+        """Change how the runs that start from now on label."""
+        label = self.config.label.model_copy(update=settings)
+        self.config = self.config.model_copy(update={"label": label})
 
     @contextmanager
     def behind(self, share, kinds=("error",)):
@@ -228,8 +246,8 @@ def test_rows_after_any_fault_are_those_of_a_clean_run(
 
 def clean_rows(folder, png, stage, prepared):
     """Return the rows that the input, as it is now, has in a store that starts with the same model and nothing else."""
-    night = Night(folder, png)
-    shutil.copytree(prepared.folder / "store" / "models", folder / "store" / "models")
-    config = night.config(input={"url": str(stage.night.data), "shard_images": IMAGES_PER_SHARD})
-    night.whole(config, prepared.version)
+    night, home = Night(folder, png), stage if stage.version != prepared.version else prepared
+    shutil.copytree(home.folder / "store" / "models", folder / "store" / "models")
+    source = {"url": str(stage.night.data), "shard_images": IMAGES_PER_SHARD}
+    night.whole(night.config(input=source, label={"exact": stage.config.label.exact}), stage.version)
     return rows_of(night.store)

@@ -90,6 +90,7 @@ UPPER = [
 ]
 CLUSTER = [
     "resources",
+    "headwatch",
     "session",
     "stall",
     "retries",

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,12 @@ from cluster import session as module
 from cluster.session import session
 from pipeline.errors import TransientError, UsageError
 from pipeline.settings import ClusterSettings
+
+
+@pytest.fixture(autouse=True)
+def unwatched(monkeypatch):
+    """What FakeRay starts has no head to knock at."""
+    monkeypatch.setattr(module, "watched", lambda address: contextlib.nullcontext())
 
 
 class FakeRay:
@@ -33,6 +40,9 @@ class FakeRay:
 
     def shutdown(self):
         self.shutdowns += 1
+
+    def get_runtime_context(self):
+        return type("Context", (), {"gcs_address": "127.0.0.1:1"})()
 
     def remote(self, **options):
         return lambda function: type("Remote", (), {"remote": lambda self: function})()
