@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import ray
 
-from pipeline.errors import UsageError
+from pipeline.errors import TransientError, UsageError
 
 
 def available(resource: str = "CPU") -> float:
@@ -21,6 +21,18 @@ def unused(resource: str = "CPU") -> float:
 def places(cpus: float, gpus: float) -> int:
     """Return how many workers of a size the session's nodes hold, if nobody else holds anything."""
     return sum(_fitting_on(node["Resources"], cpus, gpus) for node in ray.nodes() if node["Alive"])
+
+
+def check_alive() -> None:
+    """Raise TransientError when no node of the session lives: one may join a head that lives, and nothing joins a dead one.
+
+    Ray (2.60) goes on waiting for workers then, without a word.
+    """
+    if not any(node["Alive"] for node in ray.nodes()):
+        raise TransientError(
+            "no machine of the Ray session is alive any more, not even its head (its raylet was killed, perhaps for memory). "
+            "What is committed stays: the same command continues it"
+        )
 
 
 def check_fits(workers: int, cpus: float, gpus: float) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-import pipeline
+from cluster.checkout import code_root, refuse_other
 from cluster.headwatch import watched
 from pipeline.errors import TransientError, UsageError
 from pipeline.refusals import first_line
@@ -52,7 +52,10 @@ def session(settings: ClusterSettings) -> Iterator[None]:
     try:
         with _undisturbed():
             _connect(settings)
-        _check_code()
+        if (
+            settings.address
+        ):  # workers of a session of our own have this process's path, and actors are asked one by one
+            _check_code()
         with watched(ray.get_runtime_context().gcs_address):
             yield
     finally:
@@ -139,20 +142,12 @@ def _provide_token() -> None:
 
 
 def _check_code() -> None:
-    """Refuse to run when workers import another nightshift than this process."""
-    here = _code_root()
+    """Refuse to run on a cluster whose workers import another nightshift than this process, or none."""
     try:
-        there = ray.get(ray.remote(num_cpus=0)(_code_root).remote())
+        there = ray.get(ray.remote(num_cpus=0)(code_root).remote())
     except RayError as error:
         raise UsageError(
-            f"the workers cannot run nightshift ({str(error).strip().splitlines()[-1]}); install this checkout, {here}, on the cluster"
+            f"the workers cannot run nightshift ({str(error).strip().splitlines()[-1]}); install this checkout, {code_root()}, "
+            "on the cluster"
         ) from error
-    if here != there:
-        raise UsageError(
-            f"the workers import nightshift from {there}, this process from {here}; start the command from {there}, or install "
-            "this checkout on the cluster"
-        )
-
-
-def _code_root() -> str:
-    return str(Path(pipeline.__file__).resolve().parent.parent)
+    refuse_other(there)

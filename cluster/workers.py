@@ -12,8 +12,9 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError, RayTaskError
 
+from cluster.checkout import code_root, refuse_other
 from cluster.dispatch import Pool
-from cluster.resources import check_fits, fitting, places
+from cluster.resources import check_alive, check_fits, fitting, places
 from cluster.retries import words
 from cluster.stall import doing, name_of
 
@@ -31,9 +32,9 @@ class _Worker:
         self._function: Function | None = None
         self._working: dict[int, tuple[str, float]] = {}
 
-    def where(self) -> str:
-        """Return what to call this worker."""
-        return f"worker {os.getpid()} at {ray.util.get_node_ip_address()}"
+    def where(self) -> tuple[str, str]:
+        """Return what to call this worker, and where it imports nightshift from."""
+        return f"worker {os.getpid()} at {ray.util.get_node_ip_address()}", code_root()
 
     def doing(self) -> str:
         """Return what its threads are doing."""
@@ -116,6 +117,7 @@ class ActorPool(Pool):
         """Count, every few seconds, how many actors fit; one may always wait for a node, which also asks an autoscaler."""
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_EVERY_S
+            check_alive()
             fit = places(*self._size)
             self._most = max(1, fit if self._max_workers is None else min(fit, self._max_workers))
 
@@ -123,7 +125,9 @@ class ActorPool(Pool):
         """See dispatch.Pool."""
         actor = self.starting.pop(future)
         try:
-            self.workers.append(_Seat(actor, ray.get(future)))
+            name, root = ray.get(future)
+            refuse_other(root)
+            self.workers.append(_Seat(actor, name))
         except (RayTaskError, RayError) as error:
             self.trouble, self._start_at = words(error), time.monotonic() + LOOK_EVERY_S
 

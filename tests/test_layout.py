@@ -90,6 +90,7 @@ UPPER = [
 ]
 CLUSTER = [
     "resources",
+    "checkout",
     "headwatch",
     "session",
     "stall",

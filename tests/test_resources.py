@@ -1,8 +1,8 @@
 import pytest
 
 from cluster import resources
-from cluster.resources import available, check_fits, fitting, places, unused
-from pipeline.errors import UsageError
+from cluster.resources import available, check_alive, check_fits, fitting, places, unused
+from pipeline.errors import TransientError, UsageError
 
 
 @pytest.fixture
@@ -71,3 +71,13 @@ def test_places_are_counted_on_nodes_that_live(cluster, cpus, gpus, workers):
     assert check_fits(workers, cpus, gpus) == workers
     with pytest.raises(UsageError, match="do not fit"):
         check_fits(workers + 1, cpus, gpus)
+
+
+@pytest.mark.parametrize(("alive", "fine"), [([True, False], True), ([False, False], False), ([], False)])
+def test_a_session_without_a_living_node_is_over(monkeypatch, alive, fine):
+    monkeypatch.setattr(resources.ray, "nodes", lambda: [{"Alive": one} for one in alive])
+    if fine:
+        check_alive()
+    else:
+        with pytest.raises(TransientError, match=r"not even its head .* the same command continues it"):
+            check_alive()

@@ -141,21 +141,21 @@ def test_a_signal_while_ray_starts_takes_effect_when_it_has_started(fake, number
     assert fake.shutdowns == 1
 
 
-def test_workers_with_other_code_are_refused_with_both_paths(fake):
+def test_workers_of_a_cluster_with_other_code_are_refused_with_both_paths(fake, open_port):
     fake.there = "/elsewhere/nightshift"
     here = str(Path(module.__file__).resolve().parent.parent)
-    with pytest.raises(UsageError) as raised, session(ClusterSettings()):
+    with pytest.raises(UsageError) as raised, session(ClusterSettings(address=f"127.0.0.1:{open_port}")):
         pass
     assert "/elsewhere/nightshift" in str(raised.value)
     assert here in str(raised.value)
     assert fake.shutdowns == 1
 
 
-def test_workers_without_nightshift_are_refused(fake):
+def test_workers_without_nightshift_are_refused(fake, open_port):
     fake.there = RaySystemError("Traceback ...\nModuleNotFoundError: No module named 'cluster'")
     with (
         pytest.raises(UsageError, match=r"No module named 'cluster'.*; install this checkout"),
-        session(ClusterSettings()),
+        session(ClusterSettings(address=f"127.0.0.1:{open_port}")),
     ):
         pass
     assert fake.shutdowns == 1

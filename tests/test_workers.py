@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import ray
 
+from cluster.checkout import code_root
 from cluster.dispatch import Failure, dispatch
 from cluster.workers import ActorPool, TaskPool
-from pipeline.errors import ModelError, UsageError
+from pipeline.errors import ModelError, TransientError, UsageError
 
 
 class Handle:
@@ -24,7 +25,7 @@ def no_actors(monkeypatch):
     monkeypatch.setattr("cluster.resources.ray.nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
     monkeypatch.setattr("cluster.resources.ray.cluster_resources", lambda: {"CPU": 8.0})
     monkeypatch.setattr("cluster.workers.ray.remote", lambda **options: lambda kind: type("R", (), {"remote": Handle}))
-    monkeypatch.setattr("cluster.workers.ray.get", lambda future: f"worker of {future}")
+    monkeypatch.setattr("cluster.workers.ray.get", lambda future: (f"worker of {future}", code_root()))
     monkeypatch.setattr("cluster.workers.ray.kill", killed.append)
     monkeypatch.setattr("cluster.workers.ray.is_initialized", lambda: True)
     monkeypatch.setattr("cluster.workers.LOOK_EVERY_S", 0.0)
@@ -55,6 +56,14 @@ def test_as_many_actors_as_there_is_work_for_are_allowed_and_fit(no_actors, item
     assert (len(pool.starting), len(pool.workers)) == (0, actors)
 
 
+def test_an_actor_with_other_code_ends_the_run_with_both_paths(no_actors, monkeypatch):
+    monkeypatch.setattr("cluster.workers.ray.get", lambda future: (f"worker of {future}", "/elsewhere/nightshift"))
+    pool = ActorPool(len, 1, 1, cpus=1)
+    pool.staff(1)
+    with pytest.raises(UsageError, match=rf"from /elsewhere/nightshift, this process from {code_root()}"):
+        admit_all(pool)
+
+
 def test_fewer_than_the_least_number_of_actors_are_refused(no_actors):
     with pytest.raises(UsageError, match="9 worker"):
         ActorPool(len, 9, None, cpus=1)
@@ -77,15 +86,22 @@ def test_a_node_that_joins_gets_actors_and_one_that_left_gets_no_other(no_actors
     assert (len(pool.workers), len(pool.starting), len(no_actors)) == (4, 0, 2)
 
 
-def test_when_all_nodes_are_gone_one_actor_waits_for_the_next(no_actors, monkeypatch):
+def test_when_the_head_alone_is_left_one_actor_waits_for_the_next_node(no_actors, monkeypatch):
     pool = ActorPool(len, 1, None, cpus=1)
-    nodes(monkeypatch)
+    nodes(monkeypatch, 0)
     pool.staff(50)
     pool.staff(50)
     assert (len(pool.starting), pool.room) == (1, 1)
     nodes(monkeypatch, 3)
     pool.staff(50)
     assert (len(pool.starting), pool.room) == (3, 3)
+
+
+def test_without_any_node_nobody_waits(no_actors, monkeypatch):
+    pool = ActorPool(len, 1, None, cpus=1)
+    nodes(monkeypatch)
+    with pytest.raises(TransientError, match="not even its head"):
+        pool.staff(50)
 
 
 def test_an_actor_that_fails_to_start_is_said_and_tried_again_after_a_while(no_actors, monkeypatch):
