@@ -15,6 +15,7 @@
     │   └── StoreFullError              no space or quota is left: somebody has to make room
     ├── ImageError                      one row's image is bad for good: quarantine the row
     ├── IntegrityError                  our own books do not balance: stop, report a bug
+    ├── StoppedError                    nobody waits for the result any more: leave
     └── HeldError                       exit 3: finished, but a check holds the result back
 
 Each message has four parts: what was wrong, what was expected, where, what to do next.
