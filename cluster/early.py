@@ -5,6 +5,8 @@ ends. The plan itself is made of the whole listing, later, and finds these parts
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from time import monotonic
 
 from pipeline.plans import PartWriter
@@ -23,31 +25,35 @@ Emit = Callable[[Sequence[Shard]], None]
 Scan = Callable[[Sequence[Entry], str], Iterator[Sequence[Segment]]]
 
 
+@dataclass(frozen=True)
+class History:
+    """What earlier plans say: the format of the input ("" when there is none), the files that they know, where parts go now."""
+
+    kind: str
+    files: Collection[tuple[str, int, str]]
+    parts: PartWriter
+
+
 class EarlyShards:
     """Packs new files into shards while they are listed, and hands over those of every part that is kept."""
 
-    def __init__(
-        self,
-        settings: InputSettings,
-        kind: str,
-        known: Collection[tuple[str, int, str]],
-        scan: Scan,
-        parts: PartWriter,
-        emit: Emit,
-    ) -> None:
-        """Start the clock; `kind` is the format of the input when a plan knows it, `known` the files that a plan has."""
-        self._settings, self._kind, self._known = settings, kind, known
-        self._scan, self._parts, self._emit = scan, parts, emit
+    def __init__(self, settings: InputSettings, read_history: Callable[[], History], scan: Scan, emit: Emit) -> None:
+        """Start the clock. The history is read once the listing turns out to be long: no short one pays for it."""
+        self._settings, self._read_history, self._scan, self._emit = settings, read_history, scan, emit
+        self._kind = ""
         self._files: list[Entry] = []
         self._segments: list[Segment] = []
         self.emitted = False
         self._started = monotonic()
         self._next_at = self._started + PATIENCE_S
 
+    @cached_property
+    def _history(self) -> History:
+        return self._read_history()
+
     def take(self, file: Entry) -> None:
         """Take note of a listed file; every now and then this reads footers and keeps a part."""
-        if file.identity not in self._known:
-            self._files.append(file)
+        self._files.append(file)
         if monotonic() >= self._next_at:
             self._pack()
 
@@ -59,10 +65,11 @@ class EarlyShards:
 
     def _pack(self) -> None:
         # What the first names say. A table among images that turns up later is planned alone, and these labels are in vain.
-        self._kind = self._kind or format_of(self._settings, self._files)
-        files, self._files = list(files_of(self._kind, self._files)), []
+        self._kind = self._kind or self._history.kind or format_of(self._settings, self._files)
+        new = [file for file in files_of(self._kind, self._files) if file.identity not in self._history.files]
+        self._files = []
         if self._kind != "csv":  # they are read whole: a task for the cluster
-            for segments in self._scan(files, self._kind):
+            for segments in self._scan(new, self._kind):
                 self._segments += segments
                 if monotonic() >= self._next_at:
                     self._keep_full()
@@ -75,7 +82,7 @@ class EarlyShards:
 
     def _keep(self, shards: Sequence[Shard]) -> None:
         if shards:
-            self._parts.write(shards)
+            self._history.parts.write(shards)
             self.emitted = True
             self._emit(shards)
         self._wait()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from posixpath import normpath
 
-from cluster.early import EarlyShards, Emit
+from cluster.early import EarlyShards, Emit, History
 from cluster.footers import FooterReader
 from pipeline.errors import (
     AlreadyExistsError,
@@ -82,21 +82,24 @@ def look(
 
 
 def _early(store: Storage, settings: InputSettings, storage: StorageSettings, emit: Emit) -> EarlyShards:
-    dataset = dataset_name(settings)
-    previous = read_plan(store, dataset)
-    if previous:
-        _check_place(settings, previous)
-    history = [*(previous.shards if previous else ()), *read_unfinished(store, dataset)]
-    known = {segment.file for shard in history for segment in shard.segments}
-    parts = PartWriter(store, dataset, previous.n + 1 if previous else 1)
-    kind = previous.details.get("format", "") if previous else ""
+    def history() -> History:
+        dataset = dataset_name(settings)
+        previous = read_plan(store, dataset)
+        if previous:
+            _check_place(settings, previous)
+        shards = [*(previous.shards if previous else ()), *read_unfinished(store, dataset)]
+        return History(
+            previous.details.get("format", "") if previous else "",
+            {segment.file for shard in shards for segment in shard.segments},
+            PartWriter(store, dataset, previous.n + 1 if previous else 1),
+        )
 
     def scan(files: Sequence[Entry], kind: str) -> Iterator[Sequence[Segment]]:
         for _, outcome in FooterReader(kind, settings, storage).read(files):
             if not isinstance(outcome, str):
                 yield outcome
 
-    return EarlyShards(settings, kind, known, scan, parts, emit)
+    return EarlyShards(settings, history, scan, emit)
 
 
 def plan(

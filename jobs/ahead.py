@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from jobs.console import say, stage
-from jobs.label import covered, label_plan, open_shards, task_of
+from jobs.label import ask, covered, label_plan, open_shards, task_of
 from jobs.plan import bring_up_to_date, note_plan
 from jobs.runs import Run
 from jobs.shift import Shift
+from pipeline.coverage import Coverage
 from pipeline.errors import NightshiftError
 from pipeline.plans import Plan
 from pipeline.shards import Shard
@@ -23,23 +24,25 @@ LEAVE_S = 10.0  # a listing that is not waited for any more ends with its next f
 
 def plan_and_label(run: Run, version: str) -> None:
     """Bring the plan up to date, label what is open, publish."""
-    shift = Shift(run)
+    shift, earlier = Shift(run), None
     with PlanUnderWay(run) as planning:
         if planning.begin():
             say("the listing takes its time: what it has found so far is labelled while it goes on")
-            _label_ahead(run, planning, version, shift)
+            earlier = _label_ahead(run, planning, version, shift)
         plan = planning.plan()
-    label_plan(run, plan, version, shift=shift)
+    label_plan(run, plan, version, shift=shift, earlier=earlier)
 
 
-def _label_ahead(run: Run, planning: "PlanUnderWay", version: str, shift: Shift) -> None:
+def _label_ahead(run: Run, planning: "PlanUnderWay", version: str, shift: Shift) -> Coverage | None:
+    """Label while the plan is being made, then what else it holds; return what was covered when it was made."""
     # Nothing is planned ahead that depends on the whole input, so the generation does not either.
     nothing = Plan(run.config.dataset, 0, ())
-    asked = covered(run, nothing, version).asked
+    asked, earlier = ask(run, nothing, version), None
     # What left the input and came back is new to the plan and labelled long since: the plan's coverage decides about it.
     committed = {entry.path for entry in run.store.list(asked.ledger())}
 
     def shards() -> Iterator[Shard | None]:
+        nonlocal earlier
         drawn, images = set(), 0
         for shard in planning.shards():
             if shard is None:
@@ -52,7 +55,8 @@ def _label_ahead(run: Run, planning: "PlanUnderWay", version: str, shift: Shift)
             plan = planning.plan()
         except NightshiftError:
             return  # what is in flight ends first; then the plan is asked for again, and raises it
-        rest = [shard for shard in open_shards(run, plan, covered(run, plan, version)) if shard.id not in drawn]
+        earlier = covered(run, plan, version)
+        rest = [shard for shard in open_shards(run, plan, earlier) if shard.id not in drawn]
         shift.expect(images + sum(shard.num_images for shard in rest))
         for shard in rest:
             if shift.limits.allow(images):
@@ -60,6 +64,7 @@ def _label_ahead(run: Run, planning: "PlanUnderWay", version: str, shift: Shift)
                 yield shard
 
     shift.label(shards(), task_of(run, nothing, asked, version))
+    return earlier
 
 
 class PlanUnderWay:

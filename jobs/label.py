@@ -37,10 +37,16 @@ def check_output(run: Run) -> None:
         require_deltalake(run.config.store, run.config.dataset)
 
 
-def label_plan(run: Run, plan: Plan, version: str, retry_quarantined: bool = False, shift: Shift | None = None) -> None:
-    """Label the plan's open shards and publish; `shift` may have labelled some of them while the plan was made."""
+def label_plan(
+    run: Run, plan: Plan, version: str, retry_quarantined: bool = False,
+    shift: Shift | None = None, earlier: Coverage | None = None,
+) -> None:  # fmt: skip
+    """Label the plan's open shards and publish.
+
+    `shift` may have labelled some of them while the plan was made; `earlier` is what was covered, when that was read already.
+    """
     shift = shift or Shift(run)
-    earlier = covered(run, plan, version).without(shift.done)
+    earlier = (earlier or covered(run, plan, version)).without(shift.done)
     before = earlier.entries
     again = [shard_id for shard_id, entry in before.items() if entry.quarantine] if retry_quarantined else []
     coverage = earlier.without(again)
@@ -64,13 +70,19 @@ def _roll_up(run: Run, coverage: Coverage) -> None:
 
 def covered(run: Run, plan: Plan, version: str) -> Coverage:
     """Return what is labelled already, as this config asks for it."""
-    asked = asked_of(run.config, plan, version)
-    run.note(model=f"{asked.model}@{version}", fingerprint=asked.fingerprint)
+    asked = ask(run, plan, version)
     if plan.shards and not selected(plan.shards, run.config.input):
         predicates = ", ".join(f"{name} {operator} {value}" for name, operator, value in run.config.input.filter)
         say(f"input.filter ({predicates}) takes none of the partitions of plan {plan.n}: there is nothing to label")
     view = read_view(run.store, plan.dataset)
     return read_coverage(run.store, asked, plan.shards, view, run.config.label.relabel)
+
+
+def ask(run: Run, plan: Plan, version: str) -> Generation:
+    """Return the generation that this run's labels belong to, and record it."""
+    asked = asked_of(run.config, plan, version)
+    run.note(model=f"{asked.model}@{version}", fingerprint=asked.fingerprint)
+    return asked
 
 
 def asked_of(config: Config, plan: Plan, version: str) -> Generation:
