@@ -6,7 +6,7 @@ each measure: they do so beside each other, as they will work, and the first to 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version as installed
+from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
 from typing import Any
 
@@ -30,6 +30,8 @@ from pipeline.workshop import Candidate, Node, Workshop
 ENGINES_VERSION = 1
 # Images per call when measuring on a CPU: what label.batch_size says hardly changes the rate there.
 CPU_BATCH = 64
+# What decides about the answers and the speed.
+LIBRARIES = ("torch", "openvino", "pillow", "simplejpeg", "cykooz-resizer")
 # Photos as the reference decodes them, or as the fast path does: uint8 [B, H, W, C].
 Decode = Callable[[list[bytes], bool], Pixels]
 
@@ -97,8 +99,15 @@ def choice_key(manifest: Manifest, settings: LabelSettings, node: Node) -> str:
     asked = settings.model_dump(include={"engine", "precision", "min_agreement", "max_difference", "batch_size"})
     if settings.embeddings:
         asked["embeddings"] = True
-    libraries = [f"{name} {installed(name)}" for name in ("torch", "openvino", "pillow", "simplejpeg")]
+    libraries = [f"{name} {_installed(name)}" for name in LIBRARIES]
     return digest([ENGINES_VERSION, manifest.id, asked, libraries, asdict(node)])
+
+
+def _installed(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # not on every platform
+        return "none"
 
 
 def candidates(settings: LabelSettings, node: Node) -> Iterator[list[Candidate]]:

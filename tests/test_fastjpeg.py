@@ -1,5 +1,6 @@
 import io
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ from PIL import Image
 from pipeline import fastjpeg
 from pipeline.batches import decoder
 from pipeline.errors import ImageError
-from pipeline.fastjpeg import best_resize, factor_of, fast_bytes, fast_pixels, resize_with_pillow, resize_with_torch
+from pipeline.fastjpeg import best_resize, factor_of, fast_bytes, fast_pixels, resize_with_pillow, resize_with_vectors
 from pipeline.images import opened, picture_bytes
 from pipeline.rows import Row
 from pipeline.transforms import Transforms
 
 LIMIT = 1_000_000
-RESIZES = [resize_with_pillow, resize_with_torch]
+RESIZES = [resize_with_pillow, resize_with_vectors]
 SIZES = [(64, 48), (48, 64), (61, 47), (47, 61), (40, 40), (33, 97), (90, 35), (32, 32), (33, 32), (61, 61)]
 
 
@@ -289,10 +290,19 @@ def test_what_decoding_takes_is_told_from_the_header():
             assert picture_bytes(image) == image.width * image.height * 8
 
 
-def test_torch_resizes_where_torch_is_loaded_and_is_never_loaded_for_it(monkeypatch):
-    assert best_resize() is resize_with_torch  # by the imports of the tests
-    monkeypatch.delitem(fastjpeg.sys.modules, "torch")
+def test_pillow_resizes_where_there_is_no_wheel_of_the_other(monkeypatch):
+    assert best_resize() is resize_with_vectors
+    monkeypatch.setattr(fastjpeg, "cykooz_resizer", None)
     assert best_resize() is resize_with_pillow
+
+
+def test_threads_resize_at_the_same_time_each_its_own():
+    """One resizer is not for two threads: it refuses the second."""
+    pictures = [jpeg(photo(60 + n, 50)) for n in range(16)]
+    alone = [fast(data, Transforms(32, 28), resize_with_vectors)[0] for data in pictures]
+    with ThreadPoolExecutor(8) as pool:
+        together = pool.map(lambda data: fast(data, Transforms(32, 28), resize_with_vectors), pictures * 20)
+        assert all(np.array_equal(found[0], alone[n % 16]) for n, found in enumerate(together))
 
 
 def test_real_photos_agree_with_the_reference(shared_data):
