@@ -211,6 +211,7 @@ def test_a_session_of_ones_own_that_loses_its_head_ends_and_is_resumed(scene, pr
     scene.wait_for_commits(3, job)
     family = below(job.process.pid)
     (pid,) = (pid for pid, command in family.items() if f"/{process} " in command)
+    wait_until(lambda: len(job.workers()) == 2, "both labellers: one that comes later would label everything")
     for worker in job.workers():
         kill(worker, signal.SIGSTOP)
     kill(pid, signal.SIGKILL)
