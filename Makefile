@@ -22,7 +22,7 @@ $(VENV)/.done: pyproject.toml
 	@echo "setting up $(VENV): about 5 GB, half a minute with uv, some minutes with pip alone"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ -z "$(NO_UV)" ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; }; then \
-		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --python $(BIN)/python --editable '.[demo,dev,delta]'; \
+		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[demo,dev,delta]'; \
 	else \
 		$(BIN)/python -m pip install --quiet --editable '.[demo,dev,delta]'; \
 	fi
@@ -56,7 +56,7 @@ $(BENCH)/.done: pyproject.toml
 	@echo "setting up $(BENCH): about 6 GB"
 	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	@if [ -z "$(NO_UV)" ] && { command -v uv >/dev/null || $(BENCH)/bin/python -m pip install --quiet uv; }; then \
-		PATH="$(abspath $(BENCH))/bin:$$PATH" uv pip install --quiet --python $(BENCH)/bin/python --editable '.[demo,delta,bench]'; \
+		PATH="$(abspath $(BENCH))/bin:$$PATH" uv pip install --quiet --compile-bytecode --python $(BENCH)/bin/python --editable '.[demo,delta,bench]'; \
 	else \
 		$(BENCH)/bin/python -m pip install --quiet --editable '.[demo,delta,bench]'; \
 	fi
