@@ -90,7 +90,9 @@ class Bench:
         nights = (self.store / "labels").glob(f"{model}-*")
         for night in sorted(nights, key=lambda path: path.stat().st_mtime, reverse=True):
             ours = pq.read_table(night, columns=["image_id", "class_index"]).to_pydict()
-            known = dict(zip(ours["image_id"], ours["class_index"], strict=True))  # small files lie there joined as well
+            known = dict(
+                zip(ours["image_id"], ours["class_index"], strict=True)
+            )  # small files lie there joined as well
             if len(known) == self.num_images:
                 theirs = pq.read_table(output, columns=["image_id", "label"]).to_pydict()
                 same = sum(known[key] == value for key, value in zip(theirs["image_id"], theirs["label"], strict=True))
