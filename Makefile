@@ -17,9 +17,9 @@ help:
 
 setup: $(VENV)/.done
 
-# uv when it is there or can be had (20 s), else pip (a few minutes). Runs again only when the dependencies change.
+# uv when it is there or can be had (40 s), else pip (a few minutes). Runs again only when the dependencies change.
 $(VENV)/.done: pyproject.toml
-	@echo "setting up $(VENV): about 5 GB, half a minute with uv, some minutes with pip alone"
+	@echo "setting up $(VENV): about 5 GB, under a minute with uv, some minutes with pip alone"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ -z "$(NO_UV)" ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; }; then \
 		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[demo,dev,delta]'; \

@@ -179,10 +179,16 @@ def deliver(number):
     time.sleep(0)  # bytecode boundaries are where handlers run
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_first_signal_stops_a_run_the_second_is_asked_to_wait_the_third_is_final(monkeypatch, capfd, number):
-    before = signal.getsignal(number)
-    seen = []
+@pytest.fixture(params=[signal.SIGINT, signal.SIGTERM])
+def listened_to(request):
+    """A signal's number that this process answers to, also where the tests run behind a shell's &."""
+    before = signal.signal(request.param, signal.default_int_handler)
+    yield request.param
+    signal.signal(request.param, before)
+
+
+def test_the_first_signal_stops_a_run_the_second_is_asked_to_wait_the_third_is_final(monkeypatch, capfd, listened_to):
+    number, seen = listened_to, []
 
     def works(options):
         for _ in range(3):
@@ -197,7 +203,7 @@ def test_the_first_signal_stops_a_run_the_second_is_asked_to_wait_the_third_is_f
     assert main(["status", "configs/demo.yaml"]) == 5
     assert seen == ["stops", "waits", "stops"]
     assert "stopping already" in capfd.readouterr().err
-    assert signal.getsignal(number) is before, "whoever called gets his own answers back"
+    assert signal.getsignal(number) is signal.default_int_handler, "whoever called gets his own answers back"
 
 
 def test_a_signal_that_is_ignored_from_outside_stays_ignored(monkeypatch):
