@@ -37,15 +37,6 @@ LOCAL_ENVIRONMENT = {
     # 40 shards; with four it stays at 350, as fast.
     "MALLOC_ARENA_MAX": "4",
 }
-# Ray Train on one machine: notice the end of a step at once instead of every 2 s, and start no watcher for the
-# preemption of cloud machines and no metrics: each is a process that imports its world (measured: 53 s -> 43 s).
-TRAIN_ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
 KNOCK_S = 10.0
 
 
@@ -69,7 +60,7 @@ def session(settings: ClusterSettings) -> Iterator[None]:
 
 
 def _connect(settings: ClusterSettings) -> None:
-    for key, value in (LOCAL_ENVIRONMENT | TRAIN_ENVIRONMENT).items():
+    for key, value in LOCAL_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     if settings.address:
         _join(settings.address)

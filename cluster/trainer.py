@@ -1,149 +1,213 @@
-"""Data-parallel training through Ray Train: one worker per seat, gradients averaged by DDP (gloo on CPU, nccl on GPU).
+"""Data-parallel training: a group of workers, started again from the last checkpoint when one of them dies or hangs.
 
-Ray Train places the workers and starts them again when one dies; positions, checkpoints and results are ours.
+Ray Train would do that too; its start and end cost 20 s on 2 cores for each training, a group of our own 2 s and, when it
+is there already, nothing (benchmarks/RESULTS.md).
 """
 
-import tempfile
-import threading
-from collections.abc import Callable
-from functools import partial
-from time import monotonic
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from types import TracebackType
+from typing import Self
 
-import ray
+from ray.exceptions import RayError, RayTaskError
 
-from cluster.board import Board
-from cluster.resources import fitting
-from pipeline.errors import ModelError, NightshiftError
+from cluster.resources import check_alive, check_fits, places
+from cluster.retries import cause_of, lost_worker, words
+from cluster.slowranks import SlowRanks
+from cluster.stall import StallClock
+from cluster.workergroup import Standing, WorkerGroup
+from pipeline.errors import NightshiftError, TransientError
 from pipeline.tasks import TrainTask
+from pipeline.trainsettings import TrainSettings
 
 LOOK_EVERY_S = 0.5
-# After a refusal: enough for workers that all refuse to end by themselves. One that refuses alone leaves the others waiting
-# for it in a collective, for ever; they end with the session.
-END_S = 30.0
+# A rank that dies breaks the others' connections: what they say of it comes with, before or after its own end.
+GRACE_S = 2.0
+# How long there must be room for a group before a smaller one is tried, and how long for any before it is given up.
+PATIENCE_S, ROOM_S = 15.0, 300.0
+PAUSE_S = 3.0
 
 
-def train(task: TrainTask, already: int, advanced: Callable[[int], None]) -> None:
-    """Train on the session's workers and return when the bundle is sealed and the result recorded.
+class _LostError(Exception):
+    """What another attempt may mend."""
+
+
+class Trainer:
+    """Trains one task after the other, on workers that stay between them. Leaving the block ends them.
 
     Parameters
     ----------
-    already : int
-        Examples of the epochs that an earlier run finished.
-    advanced : Callable[[int], None]
-        Told how many more examples are done; fewer than none when a worker died and the epoch starts again.
-
-    Raises
-    ------
-    UsageError
-        What a worker found wrong with the config, the input or the model. A ModelError is the same on every worker and
-        at every attempt, so it is not tried again.
-    NightshiftError
-        When training failed more often than `train.max_failures` allows.
+    told : Callable[[str], None]
+        Told what a person should hear while it goes on.
     """
-    fitting(1, task.train.gpus_per_worker, task.train.workers)
-    board = ray.remote(num_cpus=0)(Board).remote()
-    outcome: list[BaseException | None] = []
-    thread = threading.Thread(target=_fit, args=(task, board, outcome), daemon=True)  # keeps Ctrl-C with this thread
-    thread.start()
-    shown, refusal = already, None
-    while thread.is_alive() and refusal is None:
-        thread.join(LOOK_EVERY_S)
-        total, refusal = ray.get(board.read.remote())
-        advanced(max(total, already) - shown)
-        shown = max(total, already)
-    if refusal is not None:
-        thread.join(END_S)
-    ray.kill(board)
-    if refusal is not None:
-        raise refusal
-    if outcome[0] is not None:
-        raise _explained(outcome[0])
+
+    def __init__(self, told: Callable[[str], None]) -> None:
+        self._told = told
+        self._group: WorkerGroup | None = None
+
+    def train(self, task: TrainTask, already: int, advanced: Callable[[int], None]) -> None:
+        """Train on the session's workers and return when the bundle is sealed and the result recorded.
+
+        Parameters
+        ----------
+        already : int
+            Examples that the last checkpoint of an earlier run has behind it.
+        advanced : Callable[[int], None]
+            Told how many more examples are done; fewer than none when training goes on from a checkpoint.
+
+        Raises
+        ------
+        NightshiftError
+            One of our own that a worker raised, at once: it would come again. TransientErrors, and whatever else ends or
+            holds a worker, when they came more often than `train.max_failures` allows.
+        """
+        settings, failures, progress = task.train, 0, _Progress(already, advanced)
+        check_fits(settings.workers.min, 1, settings.gpus_per_worker)
+        while True:
+            try:
+                self._attend(self._staffed(settings), task, progress)
+                return
+            except _LostError as lost:
+                self.close()
+                failures += 1
+                if failures > settings.max_failures:
+                    raise NightshiftError(
+                        f"training failed {failures} time(s), the last time: {lost}; the same command continues from the last "
+                        "checkpoint"
+                    ) from lost
+                self._told(
+                    f"warning: {lost}; training starts again from its last checkpoint ({failures} of {settings.max_failures})"
+                )
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._group:
+            self._group.end()
+            self._group = None
+
+    def _staffed(self, settings: TrainSettings) -> WorkerGroup:
+        """Return a group of as many workers as there is room for, the one that is there if it fits."""
+        workers, gpus = settings.workers, settings.gpus_per_worker
+        end, limit = time.monotonic() + ROOM_S, workers.max
+        while True:
+            check_alive()
+            room = places(1, gpus)
+            if self._group and self._group.gpus == gpus and self._group.world == workers.choose(settings.lanes, room):
+                return self._group
+            self.close()
+            world = workers.choose(settings.lanes, min(room, limit))
+            if world is not None:
+                try:
+                    self._group = WorkerGroup(world, gpus, PATIENCE_S)
+                    return self._group
+                except TimeoutError:  # others hold it, or a node that is gone is counted still
+                    limit = world - 1
+                except (RayError, RayTaskError) as error:
+                    raise _LostError(f"a worker did not start: {words(cause_of(error))}") from error
+            else:
+                limit = workers.max
+                time.sleep(PAUSE_S)
+            if time.monotonic() > end:
+                raise TransientError(
+                    f"no room for train.workers ({workers}) of 1 CPU and {gpus:g} GPU for {ROOM_S:.0f} s: other jobs hold it, "
+                    "or nodes are gone; the same command continues when there is"
+                )
+
+    def _attend(self, group: WorkerGroup, task: TrainTask, progress: "_Progress") -> None:
+        """Let a group train, show how far it is, and raise what ends it too early."""
+        try:
+            parts = group.train(task)
+        except RayError as error:
+            raise _LostError(f"{group.names[0]}: {words(error)}") from error
+        watch = _Watch(group, task.train.stall_s)
+        while wait(parts, LOOK_EVERY_S, FIRST_EXCEPTION).not_done:
+            if any(part.done() and part.exception() for part in parts):
+                wait(parts, GRACE_S)
+                break
+            standings = group.standings()
+            progress.show(standings)
+            for said in watch.seen(standings):
+                self._told(f"warning: {said}")
+        _raise_failure(group.names, parts)
+        standings = group.last_standings()
+        progress.show(standings)
+        for said in watch.seen(standings):
+            self._told(f"warning: {said}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
-def _fit(task: TrainTask, board: Any, outcome: list[BaseException | None]) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
+class _Progress:
+    """Tells differences of a total that may fall back."""
 
-    gpus = task.train.gpus_per_worker
-    try:
-        with tempfile.TemporaryDirectory(prefix="nightshift-train-") as scratch:  # Ray's own files; nothing of ours
-            TorchTrainer(
-                partial(_worker, task, board),
-                scaling_config=ScalingConfig(
-                    num_workers=task.train.workers,
-                    use_gpu=gpus > 0,
-                    resources_per_worker={"CPU": 1, "GPU": gpus} if gpus else {"CPU": 1},
-                ),
-                run_config=RunConfig(
-                    name=task.run_key,
-                    storage_path=scratch,
-                    failure_config=FailureConfig(max_failures=task.train.max_failures),
-                ),
-            ).fit()
-        outcome.append(None)
-    except Exception as error:  # whatever it is, the waiting thread raises it: Ray's TrainingFailedError is no RayError
-        outcome.append(error)
+    def __init__(self, already: int, advanced: Callable[[int], None]) -> None:
+        self._shown, self._advanced = already, advanced
+
+    def show(self, standings: Sequence[Standing]) -> None:
+        total = sum(standing.examples for standing in standings)
+        if total:  # else none of them has looked for a checkpoint yet
+            self._advanced(total - self._shown)
+            self._shown = total
 
 
-def _worker(task: TrainTask, board: Any) -> None:
-    """Run one seat. Ray Train has set up the process group."""
-    import torch
-    import torch.distributed as dist
-    from ray.train import get_context
-    from ray.train.torch import get_device
+class _Watch:
+    """Looks at what a group shows of itself: warnings, ranks that are slow, and whether anything goes on at all."""
 
-    from pipeline.fitting import fit
-    from pipeline.training import Seat
+    def __init__(self, group: WorkerGroup, stall_s: float) -> None:
+        self._group, self._clock, self._slow = group, StallClock(stall_s), SlowRanks()
+        self._heard: set[str] = set()
+        self._last: list[tuple[int, int]] = []
 
-    context = get_context()
-    rank, world, device = context.get_world_rank(), context.get_world_size(), get_device()
-    torch.set_num_threads(1)
+    def seen(self, standings: list[Standing]) -> Iterator[str]:
+        """Yield what a person should hear; _LostError when nothing went on for too long."""
+        for warning in (warning for standing in standings for warning in standing.warnings):
+            if warning not in self._heard:
+                self._heard.add(warning)
+                yield warning
+        for rank, mine_s, others_s in self._slow.found(standings):
+            yield (
+                f"slow-rank: {self._group.names[rank]} needs {mine_s:.2g} s to read and predict a step's part, the others "
+                f"{others_s:.2g} s, and all wait for it: look at what else runs there, and at how it reaches the images"
+            )
+        counts = [(standing.steps, standing.beats) for standing in standings]
+        if counts != self._last:
+            self._last = counts
+            self._clock.progressed()
+        elif self._clock.due():
+            raise _LostError(self._stalled(standings))
 
-    def reduce(sums: torch.Tensor) -> torch.Tensor:
-        if world > 1:
-            dist.all_reduce(sums)
-        return sums
-
-    def wrap(module: torch.nn.Module) -> torch.nn.Module:
-        return torch.nn.parallel.DistributedDataParallel(module) if world > 1 else module
-
-    poster = _Poster(board, rank)
-    try:
-        fit(task, Seat(rank, world, str(device), reduce), wrap, poster)
-    except ModelError as error:  # a normal end for Ray Train, which would only try it again
-        ray.get(board.refuse.remote(error))
-    poster.post()
-
-
-class _Poster:
-    """A counter that posts to the board at most twice a second, and at the end."""
-
-    def __init__(self, board: Any, rank: int) -> None:
-        self._board, self._name = board, str(rank)
-        self._done, self._posted_at = 0, 0.0
-
-    def __call__(self, count: int) -> None:
-        self._done += count
-        if monotonic() - self._posted_at > LOOK_EVERY_S:
-            self._posted_at = monotonic()
-            self._board.post.remote(self._name, self._done)
-
-    def post(self) -> None:
-        """Post and wait until it stands there."""
-        ray.get(self._board.post.remote(self._name, self._done))
+    def _stalled(self, standings: list[Standing]) -> str:
+        least = min(standing.steps for standing in standings)
+        said = [f"nothing went on for {self._clock.silent_s:.0f} s (train.stall_s)"]
+        for name, standing, doing in zip(self._group.names, standings, self._group.doing(), strict=True):
+            behind = " and is behind" if standing.steps == least < max(s.steps for s in standings) else ""
+            said.append(f"{name} has read {standing.steps} batches{behind}: {doing}")
+        return "; ".join(said)
 
 
-def _explained(error: BaseException) -> NightshiftError:
-    """Return the worker's own error where it was one of ours, else one that names the first failure."""
-    failures = list(getattr(error, "worker_failures", {}).values()) or [error]
-    for failure in failures:
-        for candidate in (failure, getattr(failure, "cause", None), failure.__cause__):
-            if isinstance(candidate, NightshiftError):
-                return candidate
-    first = failures[0]
-    lines = str(first).strip().splitlines() or [""]
-    return NightshiftError(
-        f"training failed on {len(failures)} worker(s): {type(first).__name__}: {lines[0][:300]}; "
-        "the same command continues from the last checkpoint"
-    )
+def _raise_failure(names: list[str], parts: list[Future[None]]) -> None:
+    """Raise the error that ended a training, if any: our own, or the first that is not merely another rank's echo.
+
+    A rank that is gone says so itself; what the others raise is that their connection to it broke.
+    """
+    raised = [
+        (name, error) for name, part in zip(names, parts, strict=True) if part.done() and (error := part.exception())
+    ]
+    for _, error in raised:
+        cause = cause_of(error)
+        if isinstance(cause, NightshiftError) and not isinstance(cause, TransientError):
+            raise cause
+    for judged in (lost_worker, lambda error: isinstance(cause_of(error), NightshiftError), lambda error: True):
+        for name, error in raised:
+            if judged(error):
+                raise _LostError(f"{name}: {words(cause_of(error))}") from error

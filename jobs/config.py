@@ -15,19 +15,19 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from pipeline.errors import ConfigError
 from pipeline.refusals import printable
 from pipeline.schema import OWN_COLUMNS
+from pipeline.section import Section
 from pipeline.settings import (
     ClusterSettings,
     InputSettings,
     LabelSettings,
     ModelSettings,
     OutputSettings,
-    Section,
     SplitSettings,
     StorageSettings,
-    TrainSettings,
 )
 from pipeline.sources import dataset_name
 from pipeline.storage import OBJECT_SCHEMES, Storage, absolute_url, open_storage, scheme_of
+from pipeline.trainsettings import TrainSettings
 
 PATHS = (("store",), ("input", "url"), ("model", "weights"), ("model", "classes"))
 

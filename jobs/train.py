@@ -25,7 +25,10 @@ from pipeline.storage import open_storage
 from pipeline.tasks import ExamplesTask, TrainTask
 
 # How a training is run, not what it computes: these do not change its key.
-EXECUTION = {"workers", "gpus_per_worker", "max_failures", "cache_mb"}
+EXECUTION = {
+    "workers", "gpus_per_worker", "max_failures", "cache_mb", "stall_s", "sanity",
+    "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
+}  # fmt: skip
 
 
 def work(run: Run, again: bool = False) -> None:
@@ -63,9 +66,9 @@ def _fit(run: Run, again: bool) -> str:
     examples = load_examples(run.store, plan.dataset, name, plan.shards, config.split)
     classes = _check(examples, source)
     num_train = len(examples.of("train"))
-    if num_train < config.train.workers:
+    if num_train < config.train.workers.max:
         raise InputError(
-            f"{num_train} training images are fewer than train.workers ({config.train.workers}); use fewer workers"
+            f"{num_train} training images are fewer than train.workers ({config.train.workers.max}); use fewer workers"
         )
     key = _run_key(run, plan, source, weights)
     finished = _finished(run, key)
@@ -213,18 +216,18 @@ def _read_result(run: Run, key: str) -> Document:
 
 
 def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
-    from cluster.trainer import train
+    from cluster.trainer import Trainer
     from pipeline.checkpoints import Checkpoints
 
     settings, checkpoints = task.train, Checkpoints(run.store, task.run_key)
     if again:
         checkpoints.clear()
-    done = checkpoints.epochs_done()
+    total, done = num_train * settings.epochs, (checkpoints.progress() or {"examples": 0})["examples"]
     if done:
-        say(f"an earlier run was stopped after epoch {done} of {settings.epochs}; this one continues")
+        say(f"an earlier run was stopped and left a checkpoint at {done:,} of {total:,} images; this one continues")
     run.start_cluster()
-    with stage("train", num_train * (settings.epochs - done)) as progress:
-        train(task, num_train * done, progress.advance)
+    with stage("train", total - done) as progress, Trainer(say) as trainer:
+        trainer.train(task, done, progress.advance)
     run.stage("train", progress.seconds, progress.done)
 
 
@@ -248,8 +251,9 @@ def _keep_photos(run: Run, plan: Plan, examples: Examples, version: str) -> None
 
 
 def _say_how_it_went(run: Run, key: str, num_train: int) -> None:
-    settings, last = run.config.train, _read_result(run, key)["history"][-1]
+    settings, result = run.config.train, _read_result(run, key)
+    last = result["history"][-1]
     val = f", validation {last['val_top1']:.1%}" if last["val_top1"] is not None else ""
     say(
-        f"{settings.epochs} epochs of {num_train:,} images on {settings.workers} worker(s): training {last['train_top1']:.1%}{val}"
+        f"{settings.epochs} epochs of {num_train:,} images on {result['workers']} worker(s): training {last['train_top1']:.1%}{val}"
     )

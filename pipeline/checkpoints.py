@@ -1,9 +1,10 @@
-"""Checkpoints of a training: safetensors + JSON, one per epoch. The JSON is written last and makes the checkpoint exist."""
+"""Checkpoints of a training: safetensors + JSON, named after the step. The JSON is written last and makes the checkpoint exist."""
 
 import hashlib
 import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from safetensors.torch import load, save
@@ -13,77 +14,78 @@ from pipeline.documents import Document, encode
 from pipeline.errors import NotFoundError
 from pipeline.storage import Storage
 
-KEEP = 2
+Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after some epochs: enough to go on as if nothing had happened."""
+    """A training's state after `step` steps."""
 
-    epochs_done: int
-    history: list[Document]
-    model: dict[str, torch.Tensor]
-    optimizer: Document
+    step: int
+    document: Document
+    tensors: Tensors
     sha256: str
 
 
 class Checkpoints:
-    """The checkpoints of one training key."""
+    """The checkpoints of one training key, of which the newest `keep` stay. Written by one process at a time."""
 
-    def __init__(self, store: Storage, run_key: str) -> None:
-        self._store, self._folder = store, layout.training(run_key)
+    def __init__(self, store: Storage, run_key: str, keep: int = 2) -> None:
+        self._store, self._folder, self._keep = store, layout.training(run_key), keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
 
-    def save(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, history: list[Document]) -> None:
-        """Write the state after `len(history)` epochs, then drop all but the newest two."""
-        tensors = {f"model.{key}": tensor for key, tensor in model.state_dict().items()}
-        state = optimizer.state_dict()
-        scalars: Document = {}
-        for number, values in state["state"].items():
-            for key, value in values.items():
-                if isinstance(value, torch.Tensor):
-                    tensors[f"optimizer.{number}.{key}"] = value
-                else:
-                    scalars[f"{number}.{key}"] = value
-        data = save({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()})
-        name = f"{self._folder}/epoch-{len(history):05d}"
-        sha256 = hashlib.sha256(data).hexdigest()
-        document = {"history": history, "groups": state["param_groups"], "scalars": scalars, "sha256": sha256}
-        self._store.write(f"{name}.safetensors", data)
-        self._store.write(f"{name}.json", encode(document))
-        for old in self._epochs()[:-KEEP]:
-            self._store.delete(f"{self._folder}/epoch-{old:05d}.json")
-            self._store.delete(f"{self._folder}/epoch-{old:05d}.safetensors")
+    def save(self, step: int, document: Document, tensors: Tensors) -> None:
+        """Copy the tensors, then write in the background; what the write before this one ended with is raised here."""
+        copies = {key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()}
+        self.settle()
+        self._writing = self._thread.submit(self._write, step, document, copies)
+
+    def settle(self) -> None:
+        """Wait until the last save stands in the store, or raise what stopped it."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, step: int, document: Document, tensors: Tensors) -> None:
+        data = save(tensors)
+        self._store.write(f"{self._name(step)}.safetensors", data)
+        self._store.write(f"{self._name(step)}.json", encode({**document, "sha256": hashlib.sha256(data).hexdigest()}))
+        for old in self._steps()[: -self._keep]:
+            self._store.delete(f"{self._name(old)}.json")
+            self._store.delete(f"{self._name(old)}.safetensors")
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is whole, None when there is none."""
-        found = (self._read(epoch) for epoch in reversed(self._epochs()))
-        return next((checkpoint for checkpoint in found if checkpoint), None)
+        return next(self._whole(), None)
 
-    def epochs_done(self) -> int:
-        """Return how many epochs the newest checkpoint has behind it, by its name alone."""
-        return max(self._epochs(), default=0)
+    def progress(self) -> Document | None:
+        """Return what the newest checkpoint's JSON says, without its tensors; None when there is none."""
+        documents = (self._document(step) for step in reversed(self._steps()))
+        return next((document for document in documents if document), None)
 
-    def _read(self, epoch: int) -> Checkpoint | None:
-        """Return a checkpoint, None when it is damaged. What only one worker may see, such as no permission, is raised."""
-        name = f"{self._folder}/epoch-{epoch:05d}"
+    def _whole(self) -> Iterator[Checkpoint]:
+        for step in reversed(self._steps()):
+            if (document := self._document(step)) is None:
+                continue
+            try:
+                data = self._store.read(f"{self._name(step)}.safetensors")
+            except NotFoundError:
+                continue
+            if document.get("sha256") == hashlib.sha256(data).hexdigest():
+                yield Checkpoint(step, document, load(data), document["sha256"])
+
+    def _document(self, step: int) -> Document | None:
+        """Return a JSON, None when it is damaged. What only one worker may see, such as no permission, is raised."""
         try:
-            document, data = json.loads(self._store.read(f"{name}.json")), self._store.read(f"{name}.safetensors")
+            document = json.loads(self._store.read(f"{self._name(step)}.json"))
         except (ValueError, NotFoundError):
             return None
-        if not isinstance(document, dict) or document.get("sha256") != hashlib.sha256(data).hexdigest():
-            return None
-        tensors = load(data)
-        model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
-        state: dict[int, dict[str, Any]] = {}
-        values = {key.removeprefix("optimizer."): t for key, t in tensors.items() if key.startswith("optimizer.")}
-        for key, value in (values | document["scalars"]).items():
-            number, _, field = key.partition(".")
-            state.setdefault(int(number), {})[field] = value
-        optimizer = {"state": state, "param_groups": document["groups"]}
-        return Checkpoint(epoch, document["history"], model, optimizer, document["sha256"])
+        return document if isinstance(document, dict) else None
 
     def finish(self, result: Document) -> None:
         """Record that the training is over."""
+        self.settle()
         self._store.write(f"{self._folder}/result.json", encode(result))
 
     def clear(self) -> None:
@@ -91,6 +93,9 @@ class Checkpoints:
         for entry in sorted(self._store.list(self._folder), key=lambda e: e.path.endswith(".safetensors")):
             self._store.delete(entry.path)
 
-    def _epochs(self) -> list[int]:
+    def _name(self, step: int) -> str:
+        return f"{self._folder}/step-{step:09d}"
+
+    def _steps(self) -> list[int]:
         stems = (entry.path.rsplit("/", 1)[-1] for entry in self._store.list(self._folder))
-        return sorted(int(s[6:-5]) for s in stems if s.startswith("epoch-") and s.endswith(".json"))
+        return sorted(int(s[5:-5]) for s in stems if s.startswith("step-") and s.endswith(".json"))

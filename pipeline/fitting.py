@@ -16,9 +16,11 @@ from pipeline.examples import load_examples
 from pipeline.features import pretrained
 from pipeline.loading import Inputs, ShardCache, feature_reader, pixel_reader
 from pipeline.manifest import Architecture
+from pipeline.pulse import Pulse
+from pipeline.seat import Seat
 from pipeline.storage import Storage, open_storage
 from pipeline.tasks import TrainTask
-from pipeline.training import Course, Seat, Trainee, train
+from pipeline.training import Course, Trainee, train
 from pipeline.transforms import Transforms
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -37,7 +39,7 @@ class OnPixels(nn.Module):
         return logits
 
 
-def fit(task: TrainTask, seat: Seat, wrap: Wrap, advanced: Callable[[int], None], threads: int = 1) -> Document | None:
+def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1) -> Document | None:
     """Train and, on rank 0, seal the bundle and record the result, which is returned there.
 
     Parameters
@@ -49,14 +51,15 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, advanced: Callable[[int], None]
     net, architecture = start_network(task)
     trained, trainee = _trainee(task, net, architecture.transforms, seat, wrap)
     course = _course(task, store, architecture, threads)
-    checkpoints = Checkpoints(store, task.run_key)
-    history = train(trainee, course, seat, checkpoints, advanced)
+    checkpoints = Checkpoints(store, task.run_key, task.train.keep_checkpoints)
+    history = train(trainee, course, seat, checkpoints, pulse)
     if seat.rank:
         return None
     version = seal(store, task.model.name, architecture, _weights(task, net, trained))
     result = {
         "version": version, "run_key": task.run_key, "dataset": task.dataset, "started_at": task.started_at,
         "history": history, "num_train": sum(len(part) for part in course.train), "num_val": len(course.val),
+        "workers": seat.world,
     }  # fmt: skip
     store.write(f"{layout.bundle(task.model.name, version)}/training.json", encode(result))
     checkpoints.finish(result)
@@ -119,7 +122,8 @@ def _course(task: TrainTask, store: Storage, architecture: Architecture, threads
     read = feature_reader(store, task) if task.cached else pixel_reader(store, task, architecture.transforms, threads)
     inputs = Inputs(examples, targets, ShardCache(task.shards, read, task.train.cache_mb * 2**20))
     val = examples.of("val")
-    return Course(inputs, examples.by_shard(examples.of("train")), val[targets[val] >= 0], task.train, task.seed)
+    train_by_shard, val = examples.by_shard(examples.of("train")), val[targets[val] >= 0]
+    return Course(inputs, train_by_shard, val, len(architecture.classes), task.train, task.seed)
 
 
 def _weights(task: TrainTask, net: nn.Module, trained: nn.Module) -> dict[str, torch.Tensor]:

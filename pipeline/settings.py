@@ -1,17 +1,12 @@
-"""The sections of a config document. Frozen; a key that is not known is an error; each function gets only its section."""
+"""The sections of a config document, training apart (`trainsettings`). Each function gets only its section."""
 
 from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.deadlines import parse_deadline
-
-
-class Section(BaseModel):
-    """A part of the config: immutable, and closed to unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+from pipeline.section import Section
 
 
 class StorageSettings(Section):
@@ -130,33 +125,6 @@ class ModelSettings(Section):
     version: str | None = Field(None, description="bundle that labels (default: production)")
     classes: str | None = Field(None, description="JSON list of class names (mode: none)")
     transforms: TransformSettings = TransformSettings()
-
-
-class TrainSettings(Section):
-    """How the model is trained."""
-
-    mode: Literal["none", "head", "finetune", "scratch"] = "none"
-    epochs: int = Field(10, gt=0)
-    batch_size: int = Field(64, gt=0, description="global: all workers together")
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    cache_features: bool = Field(True, description="mode head: run the backbone once, not every epoch")
-    lanes: int = Field(8, gt=0, description="fixed streams of examples; workers must divide it")
-    # Eight lanes of 512 examples touch at most 24 shards of 256 images, which the cache holds at 224 pixels.
-    shuffle_window: int = Field(512, gt=0, description="examples that shuffling mixes at a time, per lane")
-    cache_mb: int = Field(1024, gt=0, description="memory per worker for decoded shards")
-    workers: int = Field(1, gt=0)
-    gpus_per_worker: float = Field(0, ge=0)
-    max_failures: int = Field(2, ge=0, description="worker deaths survived in place")
-
-    @model_validator(mode="after")
-    def _workers_divide_lanes(self) -> "TrainSettings":
-        if self.lanes % self.workers:
-            raise ValueError(f"workers ({self.workers}) must divide lanes ({self.lanes}): use 1, 2, 4 or 8 workers")
-        if self.batch_size < self.workers:
-            raise ValueError(f"batch_size ({self.batch_size}) is global and must be at least workers ({self.workers})")
-        return self
 
 
 class LabelSettings(Section):

@@ -9,9 +9,9 @@ from pipeline.settings import (
     ModelSettings,
     SplitSettings,
     StorageSettings,
-    TrainSettings,
 )
 from pipeline.shards import Shard
+from pipeline.trainsettings import TrainSettings
 
 
 @dataclass(frozen=True)

@@ -472,11 +472,12 @@ def training_task() -> Callable[..., Any]:
     from pipeline.classes import classes_from_labels
     from pipeline.examples import load_examples
     from pipeline.features import Extractor
-    from pipeline.settings import ModelSettings, SplitSettings, TrainSettings
+    from pipeline.settings import ModelSettings, SplitSettings
     from pipeline.shards import make_shards
     from pipeline.sources import list_source, open_source, segments_of
     from pipeline.storage import open_storage
     from pipeline.tasks import ExamplesTask, TrainTask
+    from pipeline.trainsettings import TrainSettings
 
     torch.set_num_threads(1)  # as a worker does
 

@@ -1,12 +1,14 @@
 import json
+import threading
 
 import pytest
 import torch
-from torch import nn
 
-from pipeline.checkpoints import KEEP, Checkpoints
+from pipeline.checkpoints import Checkpoints
 from pipeline.errors import StorageError
 from pipeline.storage import open_storage
+
+KEEP = 2
 
 
 @pytest.fixture
@@ -16,89 +18,95 @@ def store(tmp_path, storage_settings):
 
 @pytest.fixture
 def checkpoints(store):
-    return Checkpoints(store, "k")
+    return Checkpoints(store, "k", KEEP)
 
 
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+def tensors(step):
+    return {"model.weight": torch.full((3, 4), float(step)), "optimizer.0.step": torch.tensor(step)}
 
 
-def step(net, optimizer, number):
-    torch.manual_seed(number)
-    optimizer.zero_grad()
-    net(torch.randn(6, 3)).square().sum().backward()
-    optimizer.step()
+def document(step):
+    return {"examples": 16 * step, "history": [{"train_loss": 1 / (step + 3)}]}
 
 
-def history(epochs):
-    return [{"epoch": epoch + 1, "train_loss": 1 / (epoch + 3)} for epoch in range(epochs)]
+def save_steps(checkpoints, *steps):
+    for step in steps:
+        checkpoints.save(step, document(step), tensors(step))
+    checkpoints.settle()
 
 
-OPTIMIZERS = {
-    "adam": lambda net: torch.optim.Adam(net.parameters(), 1e-2, weight_decay=1e-3),
-    "sgd": lambda net: torch.optim.SGD(net.parameters(), 1e-2, momentum=0.9, nesterov=True),
-    "sgd_without_momentum": lambda net: torch.optim.SGD(net.parameters(), 1e-2),
-}
-
-
-@pytest.mark.parametrize("make_optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_going_on_from_a_checkpoint_is_bit_for_bit_going_on(checkpoints, make_optimizer):
-    net = network()
-    optimizer = make_optimizer(net)
-    for number in range(3):
-        step(net, optimizer, number)
-    checkpoints.save(net, optimizer, history(3))
-
-    checkpoint = checkpoints.newest()
-    other = network()
-    other_optimizer = make_optimizer(other)
-    other.load_state_dict(checkpoint.model)
-    other_optimizer.load_state_dict(checkpoint.optimizer)
-    assert (checkpoint.epochs_done, checkpoint.history) == (3, history(3))
-    for number in range(3, 6):
-        step(net, optimizer, number)
-        step(other, other_optimizer, number)
-    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True))
-
-
-def save_epochs(checkpoints, epochs):
-    """Save after each epoch and return the weights that each checkpoint must hold."""
-    net = network()
-    optimizer = OPTIMIZERS["adam"](net)
-    weights = {}
-    for epoch in range(1, epochs + 1):
-        step(net, optimizer, epoch)
-        checkpoints.save(net, optimizer, history(epoch))
-        weights[epoch] = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    return weights
-
-
-def assert_newest(checkpoints, epoch, weights):
+def assert_newest(checkpoints, step):
     found = checkpoints.newest()
-    assert (found.epochs_done, found.history) == (epoch, history(epoch))
-    assert all(torch.equal(found.model[key], tensor) for key, tensor in weights[epoch].items())
+    assert found.step == step
+    assert {key: found.document[key] for key in document(step)} == document(step)
+    assert found.tensors.keys() == tensors(step).keys()
+    assert all(torch.equal(found.tensors[key], tensor) for key, tensor in tensors(step).items())
 
 
-def test_only_the_newest_are_kept(checkpoints, store):
-    weights = save_epochs(checkpoints, 12)
-    names = [entry.path for entry in store.list()]
-    expected = [f"trainings/k/epoch-{epoch:05d}" for epoch in range(13 - KEEP, 13)]
-    assert names == sorted(name + suffix for name in expected for suffix in (".json", ".safetensors"))
-    assert checkpoints.epochs_done() == 12
-    assert_newest(checkpoints, 12, weights)
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_only_the_newest_are_kept(store, keep):
+    checkpoints = Checkpoints(store, "k", keep)
+    save_steps(checkpoints, *range(7, 100, 8))
+    names = [f"trainings/k/step-{step:09d}" for step in list(range(7, 100, 8))[-keep:]]
+    expected = sorted(name + suffix for name in names for suffix in (".json", ".safetensors"))
+    assert [entry.path for entry in store.list()] == expected
+    assert_newest(checkpoints, 95)
 
 
 def test_nothing_saved_is_no_checkpoint(checkpoints):
     assert checkpoints.newest() is None
-    assert checkpoints.epochs_done() == 0
+    assert checkpoints.progress() is None
+
+
+def test_what_is_saved_is_what_was_there_when_saving_began(checkpoints):
+    changing = tensors(5)
+    checkpoints.save(5, document(5), changing)
+    for tensor in changing.values():
+        tensor.fill_(99)
+    checkpoints.settle()
+    assert_newest(checkpoints, 5)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(checkpoints, store, monkeypatch):
+    write, go_on = store.write, threading.Event()
+
+    def slowly(path, data):
+        assert go_on.wait(60)
+        return write(path, data)
+
+    monkeypatch.setattr(store, "write", slowly)
+    checkpoints.save(5, document(5), tensors(5))
+    assert checkpoints.newest() is None
+    go_on.set()
+    checkpoints.settle()
+    assert_newest(checkpoints, 5)
+
+
+@pytest.mark.parametrize("ending", ["save", "settle", "finish"])
+def test_a_checkpoint_that_could_not_be_written_is_an_error_soon(checkpoints, store, monkeypatch, ending):
+    def refuse(path, data):
+        raise StorageError("no permission")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "write", refuse)
+        checkpoints.save(5, document(5), tensors(5))
+        endings = {
+            "save": lambda: checkpoints.save(6, document(6), tensors(6)),
+            "settle": checkpoints.settle,
+            "finish": lambda: checkpoints.finish({}),
+        }
+        with pytest.raises(StorageError, match="no permission"):
+            endings[ending]()
+    assert list(store.list()) == []
+    save_steps(checkpoints, 7)
+    assert_newest(checkpoints, 7)
 
 
 def test_a_checkpoint_without_its_json_does_not_exist(checkpoints, store):
-    weights = save_epochs(checkpoints, 2)
-    store.delete("trainings/k/epoch-00002.json")
-    assert checkpoints.epochs_done() == 1
-    assert_newest(checkpoints, 1, weights)
+    save_steps(checkpoints, 1, 2)
+    store.delete("trainings/k/step-000000002.json")
+    assert checkpoints.progress()["examples"] == 16
+    assert_newest(checkpoints, 1)
 
 
 def flip(store, path):
@@ -121,16 +129,16 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(checkpoints, store, damage):
-    weights = save_epochs(checkpoints, 5)
-    damage(store, "trainings/k/epoch-00005")
-    assert_newest(checkpoints, 4, weights)
-    damage(store, "trainings/k/epoch-00004")
+    save_steps(checkpoints, *range(1, 6))
+    damage(store, "trainings/k/step-000000005")
+    assert_newest(checkpoints, 4)
+    damage(store, "trainings/k/step-000000004")
     assert checkpoints.newest() is None
 
 
 def test_a_store_that_cannot_be_read_is_an_error_and_no_fresh_start(checkpoints, store, monkeypatch):
     """One worker of several must not start over alone."""
-    save_epochs(checkpoints, 2)
+    save_steps(checkpoints, 1, 2)
 
     def refuse(path, version=None):
         raise StorageError("permission denied")
@@ -141,7 +149,7 @@ def test_a_store_that_cannot_be_read_is_an_error_and_no_fresh_start(checkpoints,
 
 
 def test_clearing_forgets_everything_and_others_nothing(checkpoints, store):
-    save_epochs(checkpoints, 3)
+    save_steps(checkpoints, 1, 2, 3)
     checkpoints.finish({"version": "v"})
     other = Checkpoints(store, "k2")
     other.finish({"version": "w"})
@@ -151,7 +159,7 @@ def test_clearing_forgets_everything_and_others_nothing(checkpoints, store):
 
 
 def test_clearing_that_is_killed_at_any_point_leaves_whole_checkpoints_only(checkpoints, store, monkeypatch):
-    weights = save_epochs(checkpoints, 3)
+    save_steps(checkpoints, 1, 2, 3)
     delete = store.delete
 
     def delete_one(path):
@@ -160,12 +168,11 @@ def test_clearing_that_is_killed_at_any_point_leaves_whole_checkpoints_only(chec
 
     monkeypatch.setattr(store, "delete", delete_one)
     for _ in range(KEEP):
-        found = checkpoints.newest()
-        assert found.epochs_done == checkpoints.epochs_done() == 3
+        assert checkpoints.newest().step == 3
         with pytest.raises(KeyboardInterrupt):
             checkpoints.clear()
     monkeypatch.undo()
     assert checkpoints.newest() is None
     assert {entry.path.rsplit(".")[-1] for entry in store.list()} == {"safetensors"}
-    save_epochs(checkpoints, 2)
-    assert_newest(checkpoints, 2, weights)
+    save_steps(checkpoints, 1, 2)
+    assert_newest(checkpoints, 2)

@@ -8,9 +8,6 @@ from pipeline.publication import read_view
 from pipeline.settings import StorageSettings
 from pipeline.storage import open_storage
 
-# Ray Train makes a DataContext, and that warns of defaults of its own: nothing that we could set (Ray 2.60).
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
-
 QUICK = ["--set", "train.epochs=1", "--set", "train.workers=1", "--set", "label.max_workers=1"]
 
 

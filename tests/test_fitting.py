@@ -13,8 +13,9 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.engine import TorchEngine, normalize
 from pipeline.errors import ModelError
 from pipeline.fitting import OnPixels, fit, start_network
+from pipeline.pulse import Pulse
+from pipeline.seat import Seat
 from pipeline.storage import open_storage
-from pipeline.training import Seat
 from pipeline.transforms import Transforms
 
 TEN = tuple("abcdefghij")
@@ -53,8 +54,8 @@ def make(tmp_path, class_folders, training_task):
     return task
 
 
-def run(task, advanced=lambda count: None):
-    return fit(task, Seat(), lambda module: module, advanced)
+def run(task, pulse=None):
+    return fit(task, Seat(), lambda module: module, pulse or Pulse())
 
 
 def bundle_of(task, result):
@@ -161,16 +162,17 @@ class Stopped(Exception):
     """Stands for whatever ends a process."""
 
 
-def stopping_after(count):
-    done = 0
+class StoppingAfter(Pulse):
+    """Ends the training once so many examples are done."""
 
-    def advanced(more):
-        nonlocal done
-        done += more
-        if done > count:
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def advanced(self, examples):
+        super().advanced(examples)
+        if self.examples > self.count:
             raise Stopped
-
-    return advanced
 
 
 CASES = {
@@ -185,23 +187,23 @@ CASES = {
 def test_a_killed_training_that_continues_seals_the_very_same_bundle(make, weights, case):
     train, model = CASES[case](weights)
     expected = run(make(train, model, where="whole"))
-    task = make(train, model, where="killed")
+    task = make(train | {"checkpoint_steps": 1}, model, where="killed")
     with pytest.raises(Stopped):
-        run(task, stopping_after(18 + 9))  # in the second epoch
+        run(task, StoppingAfter(18 + 9))  # in the second step of the second epoch
     checkpoints = Checkpoints(open_storage(task.store, task.storage), task.run_key)
-    assert checkpoints.epochs_done() == 1
+    assert checkpoints.newest().step == 3
     result = run(task)
     assert result["version"] == expected["version"]
     assert losses(result) == losses(expected)
 
 
 def test_a_training_killed_before_it_sealed_seals_without_training_again(make):
-    task = make(SCRATCH, LINEAR)
-    result, store, done = run(task), open_storage(task.store, task.storage), []
+    task = make(SCRATCH | {"checkpoint_steps": 1}, LINEAR)
+    result, store, pulse = run(task), open_storage(task.store, task.storage), Pulse()
     for entry in [*store.list("models"), store.stat("trainings/key/result.json")]:
         store.delete(entry.path)
-    assert run(task, done.append) == result
-    assert done == [18 * 3]
+    assert run(task, pulse) == result
+    assert (pulse.examples, pulse.steps) == (18 * 3, 0)
     assert bundle_of(task, result).version == result["version"]
 
 
@@ -209,7 +211,7 @@ def test_other_ranks_than_0_leave_nothing_in_the_store(make):
     task = make(SCRATCH, LINEAR)
     store = open_storage(task.store, task.storage)
     before = {entry.path for entry in store.list()}
-    assert fit(task, Seat(1, 2), lambda module: module, lambda count: None) is None
+    assert fit(task, Seat(1, 2), lambda module: module, Pulse()) is None
     assert {entry.path for entry in store.list()} == before
 
 

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LOWER = [
     "errors",
     "deadlines",
+    "section",
     "settings",
+    "trainsettings",
     "counts",
     "retrying",
     "refusals",
@@ -83,6 +85,13 @@ UPPER = [
     "features",
     "loading",
     "checkpoints",
+    "pulse",
+    "prefetch",
+    "seat",
+    "stops",
+    "trainstate",
+    "optimizers",
+    "sanity",
     "training",
     "fitting",
     "gallery",
@@ -101,7 +110,8 @@ CLUSTER = [
     "early",
     "planner",
     "labeller",
-    "board",
+    "workergroup",
+    "slowranks",
     "trainer",
 ]
 JOBS = [

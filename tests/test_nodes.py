@@ -1,4 +1,4 @@
-"""Labelling on a cluster of several nodes, real raylets on this machine, some of which die and others join during the run."""
+"""Labelling and training on a cluster of several nodes, real raylets on this machine, some of which die and others join."""
 
 import contextlib
 import json
@@ -6,11 +6,13 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import write_config
 from test_chaos import Job, Scene, below, wait_until
 
+from jobs.config import Config
 from pipeline.settings import ClusterSettings
 
 # Holds the cluster in a process of its own: nodes are objects of the process that started them, and pytest's own
@@ -207,11 +209,14 @@ def test_the_head_is_killed_and_the_same_command_on_a_new_cluster_goes_on(scene,
 @pytest.mark.parametrize("process", ["gcs_server", "raylet"])
 def test_a_session_of_ones_own_that_loses_its_head_ends_and_is_resumed(scene, process, monkeypatch):
     monkeypatch.setenv(*SHORT_FAREWELL)
-    job = scene.start("killed")
+    job = scene.start("killed", workers=2)
     scene.wait_for_commits(3, job)
     family = below(job.process.pid)
     (pid,) = (pid for pid, command in family.items() if f"/{process} " in command)
-    wait_until(lambda: len(job.workers()) == 2, "both labellers: one that comes later would label everything")
+    wait_until(
+        lambda: len(job.workers()) == 2 or job.ended(), "both labellers: one that comes later would label everything"
+    )
+    assert not job.ended(), "the run was too fast for this test"
     for worker in job.workers():
         kill(worker, signal.SIGSTOP)
     kill(pid, signal.SIGKILL)
@@ -224,3 +229,68 @@ def test_a_session_of_ones_own_that_loses_its_head_ends_and_is_resumed(scene, pr
         kill(left, signal.SIGKILL)
     again = scene.start("again")
     check(scene, again, "again")
+
+
+EPOCHS = 150
+
+
+@pytest.fixture
+def training(tmp_path, class_folders):
+    """Return a function that starts a training of 150 epochs, 5 steps each, in a store of its own."""
+    images, jobs = class_folders(tmp_path / "images"), []
+
+    def start(name, workers, address=None):
+        config = Config.model_validate({
+            "store": str(tmp_path / name),
+            "input": {"url": str(images), "shard_images": 10},
+            "model": {"name": "tiny", "builder": "linear", "transforms": {"resize_px": 9, "crop_px": 8}},
+            "train": {"mode": "scratch", "epochs": EPOCHS, "batch_size": 8, "workers": workers, "checkpoint_steps": 5},
+            "cluster": {"address": address, "num_cpus": None if address else 2},
+        })  # fmt: skip
+        jobs.append(Job(write_config(tmp_path / f"{name}.yaml", config), name, command="train"))
+        return jobs[-1]
+
+    yield start
+    for job in jobs:
+        job.close()
+
+
+def trained(store):
+    """Return the result of the store's only training."""
+    (path,) = Path(store).glob("trainings/*/result.json")
+    return json.loads(path.read_text())
+
+
+def kill_when_trained_a_little(ground, number, store, job):
+    wait_until(
+        lambda: list(Path(store).glob("trainings/*/step-*.json")) or job.ended(), f"a checkpoint: {job.last_words}"
+    )
+    ground.kill(number)
+    assert not job.ended(), "the training was too fast for this test"
+    assert not list(Path(store).glob("trainings/*/result.json"))
+
+
+@pytest.mark.chaos
+def test_a_training_that_loses_a_node_goes_on_with_fewer_workers(training, ground, tmp_path):
+    nodes = [ground.add(1), ground.add(1)]
+    job = training("hurt", {"min": 1, "max": 2}, ground.address)
+    kill_when_trained_a_little(ground, nodes[1], tmp_path / "hurt", job)
+    assert job.wait() == 0, job.last_words
+    assert "training starts again from its last checkpoint (1 of 2)" in " ".join(job.said.split())
+    result = trained(tmp_path / "hurt")
+    assert result["workers"] == 1
+    assert training("whole", 1).wait() == 0
+    losses = [[record["train_loss"] for record in each["history"]] for each in (result, trained(tmp_path / "whole"))]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    assert len(losses[0]) == EPOCHS
+
+
+@pytest.mark.chaos
+def test_a_training_that_loses_a_node_waits_for_another_and_seals_the_same_weights(training, ground, tmp_path):
+    nodes = [ground.add(1), ground.add(1)]
+    job = training("hurt", 2, ground.address)
+    kill_when_trained_a_little(ground, nodes[1], tmp_path / "hurt", job)
+    ground.add(1)
+    assert job.wait() == 0, job.last_words
+    assert training("whole", 2).wait() == 0
+    assert trained(tmp_path / "hurt")["version"] == trained(tmp_path / "whole")["version"]

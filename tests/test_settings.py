@@ -9,9 +9,9 @@ from pipeline.settings import (
     ModelSettings,
     SplitSettings,
     StorageSettings,
-    TrainSettings,
     TransformSettings,
 )
+from pipeline.trainsettings import TrainSettings, Workers
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,12 @@ from pipeline.settings import (
         (TrainSettings, {"workers": 3}, "must divide lanes"),
         (TrainSettings, {"workers": 4, "batch_size": 3}, "at least workers"),
         (TrainSettings, {"epochs": 0}, "greater than 0"),
+        (TrainSettings, {"workers": 0}, "greater than 0"),
+        (TrainSettings, {"workers": "many"}, "valid integer"),
+        (TrainSettings, {"workers": {"min": 3, "max": 2}}, r"min \(3\) must be at most max \(2\)"),
+        (TrainSettings, {"workers": {"min": 3, "max": 3}}, "use 1, 2, 4 or 8 workers"),
+        (TrainSettings, {"workers": {"most": 3}}, "Extra inputs"),
+        (TrainSettings, {"workers": {"min": 5, "max": 7}}, r"workers \(5 to 7\) must divide lanes \(8\)"),
         (LabelSettings, {"max_bad_fraction": 1.1}, "less than or equal to 1"),
         (LabelSettings, {"attempts": 0}, "greater than 0"),
         (LabelSettings, {"deadline": "25:00"}, "a duration above zero"),
@@ -66,7 +72,20 @@ def test_sections_are_closed_frozen_hashable_and_travel_to_workers():
 
 def test_edges_that_make_sense_are_accepted():
     assert SplitSettings(val=0, test=0).val == 0
-    assert TrainSettings(workers=8, lanes=8, batch_size=8).workers == 8
+    assert TrainSettings(workers=8, lanes=8, batch_size=8).workers == Workers(min=8, max=8)
+    assert TrainSettings(workers="2").workers == Workers(min=2, max=2)
+    assert TrainSettings(workers={"max": 4}).workers == Workers(min=1, max=4)
     assert StorageSettings(endpoint="http://127.0.0.1:9000", max_retries=0).max_retries == 0
     assert InputSettings(url="x", name="incoming photos").name == "incoming photos"
     assert LabelSettings(max_bad_fraction=0).max_bad_fraction == 0
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "lanes", "room", "chosen"),
+    [
+        (1, 4, 8, 9, 4), (1, 4, 8, 4, 4), (1, 4, 8, 3, 2), (1, 4, 8, 1, 1), (1, 4, 8, 0, None),
+        (2, 8, 8, 7, 4), (2, 8, 8, 1, None), (3, 4, 8, 3, None), (2, 2, 8, 64, 2), (1, 6, 6, 5, 3),
+    ],
+)  # fmt: skip
+def test_as_many_workers_as_fit_and_divide_the_lanes(least, most, lanes, room, chosen):
+    assert Workers(min=least, max=most).choose(lanes, room) == chosen

@@ -15,10 +15,11 @@ from pipeline import zoo
 from pipeline.calibration import calibration_photos
 from pipeline.errors import TransientError
 from pipeline.fitting import fit
+from pipeline.pulse import Pulse
 from pipeline.registry import production, promote_first, versions
+from pipeline.seat import Seat
 from pipeline.settings import StorageSettings
 from pipeline.storage import open_storage
-from pipeline.training import Seat
 
 SMALL = {"resize_px": 9, "crop_px": 8}
 NUM = 3 * (14 + 5 + 4)  # images of `class_folders`
@@ -62,34 +63,47 @@ def store(tmp_path):
     return open_storage(str(tmp_path / "store"), StorageSettings())
 
 
-class Trainer:
-    """`cluster.trainer.train` with one seat in this process; may die after so many examples, as a process would."""
+class InThisProcess:
+    """`cluster.trainer.Trainer` with one seat in this process; may die after so many examples, as a process would."""
 
     def __init__(self):
         self.tasks, self.dies_after = [], None
         torch.set_num_threads(1)  # as a worker does
 
-    def __call__(self, task, already, advanced):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def train(self, task, already, advanced):
         self.tasks.append(task)
-        position, shown = 0, already
+        pulse = Shown(already, advanced, self.dies_after)
+        fit(task, Seat(), lambda module: module, pulse)
+        advanced(pulse.examples - pulse.shown)
 
-        def moved(count):
-            nonlocal position, shown
-            position += count
-            advanced(max(position, already) - shown)
-            shown = max(position, already)
-            if self.dies_after is not None and position > self.dies_after:
-                raise TransientError("the machine went away")
 
-        fit(task, Seat(), lambda module: module, moved)
+class Shown(Pulse):
+    """Tells a bar, and raises after so many examples."""
+
+    def __init__(self, already, advanced, dies_after):
+        super().__init__()
+        self.shown, self.tell, self.dies_after = already, advanced, dies_after
+
+    def advanced(self, examples):
+        super().advanced(examples)
+        self.tell(self.examples - self.shown)
+        self.shown = self.examples
+        if self.dies_after is not None and self.examples > self.dies_after:
+            raise TransientError("the machine went away")
 
 
 @pytest.fixture(autouse=True)
 def trainer(request, monkeypatch):
-    fake = Trainer()
+    fake = InThisProcess()
     if "chaos" not in request.keywords:
         request.getfixturevalue("local_ray")
-        monkeypatch.setattr("cluster.trainer.train", fake)
+        monkeypatch.setattr("cluster.trainer.Trainer", lambda told: fake)
     return fake
 
 
@@ -271,15 +285,17 @@ def test_again_trains_anew_where_the_bundle_is_lost(nightshift, config, store):
 
 def test_a_killed_training_continues_and_counts_only_what_it_does(nightshift, config, store, trainer, bars):
     trainer.dies_after = NUM_TRAIN * 2 + 10
-    killed = nightshift(config(), "train")
+    every_step = {"checkpoint_steps": 1}
+    killed = nightshift(config(train=every_step), "train")
     assert (killed.code, killed.record["model"]) == (1, None)
     assert production(store, "tiny") is None
     trainer.dies_after = None
     ended = nightshift(config(), "train")
     assert ended.code == 0
-    assert "an earlier run was stopped after epoch 2 of 5; this one continues" in ended.said
-    assert stages(ended) == {"train": NUM_TRAIN * 3}
-    assert (bars[-1].done, bars[-1].total) == (NUM_TRAIN * 3, NUM_TRAIN * 3)
+    done = NUM_TRAIN * 2 + 8  # and the first step of the third epoch
+    assert f"an earlier run was stopped and left a checkpoint at {done} of 210 images; this one continues" in ended.said
+    assert stages(ended) == {"train": 210 - done}
+    assert (bars[-1].done, bars[-1].total) == (210 - done, 210 - done)
     assert [record["epoch"] for record in result(store)["history"]] == [1, 2, 3, 4, 5]
     whole = nightshift(config(), "train", "--again")
     assert whole.record["model"] == ended.record["model"]
@@ -287,7 +303,7 @@ def test_a_killed_training_continues_and_counts_only_what_it_does(nightshift, co
 
 def test_again_forgets_the_checkpoints_of_a_killed_training(nightshift, config, trainer):
     trainer.dies_after = NUM_TRAIN * 2 + 10
-    nightshift(config(), "train")
+    nightshift(config(train={"checkpoint_steps": 1}), "train")
     trainer.dies_after = None
     ended = nightshift(config(), "train", "--again")
     assert "continues" not in ended.said
@@ -295,7 +311,7 @@ def test_again_forgets_the_checkpoints_of_a_killed_training(nightshift, config, 
 
 
 def test_a_training_that_leaves_no_result_is_a_failure(nightshift, config, monkeypatch):
-    monkeypatch.setattr("cluster.trainer.train", lambda task, already, advanced: None)
+    monkeypatch.setattr(InThisProcess, "train", lambda self, task, already, advanced: None)
     ended = nightshift(config(), "train")
     assert ended.code == 1
     assert "training ended without a result; run the command again" in ended.said
@@ -449,7 +465,7 @@ def wait_for(condition, deadline_s=240.0):
 @pytest.mark.chaos
 def test_a_driver_killed_in_training_continues_to_the_same_bundle(config, tmp_path):
     """The real command line: kill -9 of the driver after its first checkpoint, then the same command again."""
-    train = {"epochs": 60, "workers": 2}
+    train = {"epochs": 200, "workers": 2, "checkpoint_steps": 7}
     root = Path(__file__).resolve().parent.parent
 
     def start(name):
@@ -467,7 +483,7 @@ def test_a_driver_killed_in_training_continues_to_the_same_bundle(config, tmp_pa
     whole, _ = end(start("whole"))
     victim = start("killed")
     checkpoints = tmp_path / "killed/trainings"
-    wait_for(lambda: victim.poll() is not None or list(checkpoints.glob("*/epoch-*.json")))
+    wait_for(lambda: victim.poll() is not None or list(checkpoints.glob("*/step-*.json")))
     victim.send_signal(signal.SIGKILL)
     victim.communicate(timeout=60)
     record, said = end(start("killed"))
@@ -475,4 +491,4 @@ def test_a_driver_killed_in_training_continues_to_the_same_bundle(config, tmp_pa
     assert record["model"] == whole["model"]
     # Its workers outlive it by seconds, and may even have finished: what they did is not done again.
     assert "this one continues" in said or "finished already" in said
-    assert sum(s["images"] for s in record["stages"] if s["name"] == "train") < NUM_TRAIN * 60
+    assert sum(s["images"] for s in record["stages"] if s["name"] == "train") < NUM_TRAIN * 200

@@ -1,26 +1,30 @@
 import os
+import re
 import signal
 import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayTaskError
 
-from cluster import trainer
-from cluster.board import Board
-from pipeline.errors import InputError, ModelError, NightshiftError, UsageError
+from cluster import trainer as module
+from cluster.slowranks import WINDOW_S, SlowRanks
+from cluster.trainer import Trainer, _LostError, _Progress, _raise_failure, _Watch
+from cluster.workergroup import Standing, WorkerGroup
+from pipeline.documents import read_document
+from pipeline.errors import InputError, ModelError, NightshiftError, TransientError, UsageError
 from pipeline.fitting import fit
+from pipeline.pulse import Pulse
+from pipeline.seat import Seat
 from pipeline.storage import open_storage
-from pipeline.training import Seat
-
-# Ray Train makes a DataContext, and that warns of defaults of its own: nothing that we could set (Ray 2.60).
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")
 
 SCRATCH = {"mode": "scratch", "epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "workers": 2}
+LONG = SCRATCH | {"epochs": 120, "checkpoint_steps": 7}
 LINEAR = {"builder": "linear", "transforms": {"resize_px": 9, "crop_px": 8}}
+NUM_TRAIN = 42
 
 
 @pytest.fixture
@@ -36,270 +40,290 @@ def make(tmp_path, class_folders, training_task):
     return task
 
 
-def in_this_process(task):
-    return fit(task, Seat(), lambda module: module, lambda count: None)
-
-
-# The board, and what the driver makes of it
-
-
-def test_the_board_adds_up_what_its_posters_have_done():
-    board = Board()
-    board.post("0", 5)
-    board.post("1", 7)
-    board.post("0", 6)
-    assert board.read() == (13, None)
-
-
-def test_the_first_refusal_stays_on_the_board():
-    board = Board()
-    board.refuse(ModelError("first"))
-    board.refuse(ModelError("second"))
-    assert str(board.read()[1]) == "first"
-
-
-class Posted:
-    """A board as a poster sees it."""
-
-    def __init__(self):
-        self.posts = []
-        self.post = SimpleNamespace(remote=lambda name, done: self.posts.append((name, done)))
-
-
-def test_a_poster_posts_now_and_then_and_at_its_end(monkeypatch):
-    monkeypatch.setattr(trainer.ray, "get", lambda future: future)
-    now = [100.0]
-    monkeypatch.setattr(trainer, "monotonic", lambda: now[0])
-    board = Posted()
-    poster = trainer._Poster(board, 3)
-    for _ in range(4):
-        poster(10)
-        now[0] += trainer.LOOK_EVERY_S * 0.4
-    assert board.posts == [("3", 10), ("3", 40)]
-    poster(5)
-    poster.post()
-    assert board.posts[-1] == ("3", 45)
+@pytest.fixture
+def told():
+    return []
 
 
 @pytest.fixture
-def acted(ray_session, monkeypatch):
-    """Let a function of the board and the outcome stand for Ray Train, and look often."""
-    monkeypatch.setattr(trainer, "LOOK_EVERY_S", 0.02)
-
-    def act(part):
-        monkeypatch.setattr(trainer, "_fit", lambda task, board, outcome: part(board, outcome))
-
-    return act
+def trainer(ray_session, told, monkeypatch):
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.05)
+    with Trainer(told.append) as trainer:
+        yield trainer
 
 
-TASK = SimpleNamespace(train=SimpleNamespace(gpus_per_worker=0, workers=2))
+def ignore(count):
+    pass
 
 
-class Bar:
-    """What a progress bar was told."""
-
-    def __init__(self):
-        self.steps, self.changed = [], threading.Event()
-
-    def __call__(self, count):
-        self.steps.append(count)
-        self.changed.set()
-
-    def wait_for(self, total):
-        """Wait until the bar stands at a total."""
-        end = time.monotonic() + 60
-        while sum(self.steps) != total:
-            assert time.monotonic() < end, self.steps
-            self.changed.wait(1)
-            self.changed.clear()
+def result_of(task):
+    return read_document(open_storage(task.store, task.storage), "trainings/key/result.json")
 
 
-def test_the_bar_starts_at_what_an_earlier_run_did_and_ends_at_the_total(acted):
-    """Also when a worker dies: Ray Train starts the group again, and the epoch is counted again."""
-    bar = Bar()
-
-    def part(board, outcome):
-        for name, done, stands_at in (("0", 100, 0), ("0", 140, 40), ("1", 30, 70), ("1", 0, 40), ("0", 100, 0)):
-            ray.get(board.post.remote(name, done))
-            bar.wait_for(stands_at)
-        for name, done in (("0", 200), ("1", 100)):
-            ray.get(board.post.remote(name, done))
-        outcome.append(None)
-
-    acted(part)
-    trainer.train(TASK, 100, bar)
-    assert sum(bar.steps) == 200
+def pids(trainer):
+    return [int(re.search(r"worker (\d+) at", name)[1]) for name in trainer._group.names]
 
 
-def test_a_refusal_is_raised_as_it_is(acted):
-    def part(board, outcome):
-        ray.get(board.refuse.remote(ModelError("weights do not fit")))
-        outcome.append(None)
-
-    acted(part)
-    with pytest.raises(ModelError, match=r"^weights do not fit$"):
-        trainer.train(TASK, 0, Bar())
+# Training
 
 
-def test_workers_that_wait_for_one_that_refused_alone_do_not_hold_the_driver(acted, monkeypatch):
-    monkeypatch.setattr(trainer, "END_S", 0.1)
-    end = threading.Event()
-
-    def part(board, outcome):
-        ray.get(board.refuse.remote(ModelError("no such weights on this machine")))
-        end.wait(60)
-
-    acted(part)
-    with pytest.raises(ModelError, match="on this machine"):
-        trainer.train(TASK, 0, Bar())
-    assert not end.is_set()
-    end.set()
-
-
-def test_what_ray_train_ends_with_is_explained(acted):
-    acted(lambda board, outcome: outcome.append(RuntimeError("worker 1 died\nlong story")))
-    with pytest.raises(NightshiftError, match="RuntimeError: worker 1 died; the same command continues"):
-        trainer.train(TASK, 0, Bar())
-
-
-def test_whatever_ray_train_raises_reaches_the_driver(ray_session, monkeypatch):
-    """Ray's own TrainingFailedError is neither a RayError nor a RuntimeError."""
-    from ray.train.v2.api.exceptions import WorkerGroupError
-
-    def fail(*arguments, **named):
-        raise WorkerGroupError("two workers died", {0: ValueError("no such file\nlong story")})
-
-    monkeypatch.setattr("ray.train.torch.TorchTrainer", fail)
-    settings = SimpleNamespace(gpus_per_worker=0, workers=1, max_failures=0)
-    with pytest.raises(NightshiftError, match=r"failed on 1 worker\(s\): ValueError: no such file; the same command"):
-        trainer.train(SimpleNamespace(train=settings, run_key="k"), 0, Bar())
-
-
-def test_more_workers_than_the_session_has_cpus_are_refused_at_once(ray_session):
-    many = SimpleNamespace(train=SimpleNamespace(gpus_per_worker=0, workers=64))
-    with pytest.raises(UsageError, match=r"64 worker\(s\) of 1 CPU and 0 GPU do not fit"):
-        trainer.train(many, 0, Bar())
-
-
-def caused(error, cause):
-    error.__cause__ = cause
-    return error
-
-
-def failed(*failures):
-    """What Ray Train raises: errors by rank."""
-    error = RuntimeError("training failed")
-    error.worker_failures = dict(enumerate(failures))
-    return error
-
-
-OURS = InputError("no column")
-WRAPPED = RuntimeError("wrapped")
-WRAPPED.cause = OURS
-
-
-@pytest.mark.parametrize(
-    "error",
-    [OURS, failed(OURS), failed(WRAPPED), failed(caused(RayError("task"), OURS)), failed(OSError("x"), OURS)],
-    ids=["itself", "by rank", "as its cause", "chained", "on another rank"],
-)
-def test_our_own_error_is_found_in_whatever_ray_wrapped_it(error):
-    assert trainer._explained(error) is OURS
-
-
-def test_other_errors_are_named_by_type_and_first_line():
-    explained = trainer._explained(failed(OSError("disk full\n  at line 7"), MemoryError()))
-    assert type(explained) is NightshiftError
-    assert str(explained).startswith("training failed on 2 worker(s): OSError: disk full; the same command continues")
-    assert "MemoryError: ;" in str(trainer._explained(MemoryError()))
-
-
-# Ray Train itself, which takes long to start
-
-
-def test_two_workers_train_what_one_process_trains(ray_session, make):
-    expected = in_this_process(make(where="alone"))
-    task, bar = make(where="ray"), Bar()
-    trainer.train(task, 0, bar)
-    assert sum(bar.steps) == 42 * 3
-    store = open_storage(task.store, task.storage)
-    result = read_result(store)
+def test_two_workers_train_what_one_process_trains(trainer, make, told):
+    expected = fit(make(where="alone"), Seat(), lambda module: module, Pulse())
+    task, steps = make(where="ray"), []
+    trainer.train(task, 0, steps.append)
+    assert sum(steps) == NUM_TRAIN * 3
+    result = result_of(task)
     for ours, theirs in zip(result["history"], expected["history"], strict=True):
         for key in ("train_loss", "train_top1", "val_loss", "val_top1"):
             assert ours[key] == pytest.approx(theirs[key], abs=1e-4)
-    assert (result["num_train"], result["num_val"]) == (42, 15)
-    assert store.stat(f"models/model/{result['version']}/weights.safetensors").size_bytes > 0
+    assert (result["num_train"], result["num_val"], result["workers"]) == (NUM_TRAIN, 15, 2)
+    weights = Path(task.store) / f"models/model/{result['version']}/weights.safetensors"
+    assert weights.stat().st_size > 0
+    assert told == []
 
 
-def read_result(store):
-    from pipeline.documents import read_document
+def test_a_second_training_finds_the_workers_of_the_first(trainer, make):
+    for number, where in enumerate(("first", "second")):
+        trainer.train(make(where=where), 0, ignore)
+        if number == 0:
+            workers = pids(trainer)
+    assert pids(trainer) == workers
+    assert len(set(workers)) == 2
+    trainer.train(make(SCRATCH | {"workers": 1}, where="third"), 0, ignore)
+    assert len(pids(trainer)) == 1
+    assert not set(workers) & set(pids(trainer))
 
-    return read_document(store, "trainings/key/result.json")
+
+def test_workers_end_with_the_block(ray_session, make):
+    with Trainer(ignore) as trainer:
+        trainer.train(make(), 0, ignore)
+        workers = pids(trainer)
+    end = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
-def test_a_model_error_is_raised_after_one_attempt(ray_session, make, tmp_path, monkeypatch):
+def test_what_a_worker_warns_of_is_told_once(trainer, make, told, tmp_path):
+    """The same picture under three labels: nobody can learn that by heart."""
+    task = make(SCRATCH | {"epochs": 8})
+    pictures = sorted((tmp_path / "images/train").glob("*/*.png"))
+    for picture in pictures:
+        picture.write_bytes(pictures[0].read_bytes())
+    trainer.train(make(SCRATCH | {"epochs": 8}, where="muddled"), 0, ignore)
+    assert len([words for words in told if words.startswith("warning: by-heart: 20 images cannot be learnt")]) == 1
+    assert task.train.sanity
+
+
+def test_more_workers_than_the_session_has_cpus_are_refused_at_once(trainer, make):
+    with pytest.raises(UsageError, match=r"64 worker\(s\) of 1 CPU and 0 GPU do not fit"):
+        trainer.train(make(SCRATCH | {"workers": 64, "lanes": 64, "batch_size": 64}), 0, ignore)
+
+
+def test_as_many_workers_train_as_there_is_room_for(trainer, make, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_S", 2.0)
+    task = make(SCRATCH | {"workers": {"min": 1, "max": 8}})
+    with WorkerGroup(2, 0, 30.0):  # of the session's four CPUs
+        trainer.train(task, 0, ignore)
+    assert result_of(task)["workers"] == 2
+
+
+def test_no_room_for_any_is_said_after_a_while(trainer, make, monkeypatch):
+    monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(module, "ROOM_S", 1.0)
+    with WorkerGroup(4, 0, 30.0), pytest.raises(TransientError, match=r"no room for train.workers \(2\) of 1 CPU"):
+        trainer.train(make(), 0, ignore)
+
+
+# Faults
+
+
+def test_a_model_error_is_raised_after_one_attempt(trainer, make, tmp_path, told):
     """It would come again: weights that do not fit are no accident."""
     import torch
     from safetensors.torch import save_file
 
     save_file({"fc.weight": torch.zeros(3, 192)}, tmp_path / "w.safetensors")
-    model = LINEAR | {"weights": str(tmp_path / "w.safetensors")}
-    task = make(SCRATCH | {"mode": "finetune", "max_failures": 2}, model)
-    refusals, real = [], trainer._fit
-
-    def watched(task, board, outcome):
-        real(task, board, outcome)
-        refusals.append(outcome[0])
-
-    monkeypatch.setattr(trainer, "_fit", watched)
+    task = make(SCRATCH | {"mode": "finetune"}, LINEAR | {"weights": str(tmp_path / "w.safetensors")})
     with pytest.raises(ModelError, match=r"does not fit Linear: lacks fc.bias \(and 0 more\)"):
-        trainer.train(task, 0, Bar())
-    assert refusals == [None]  # for Ray Train it ended well: nothing was tried again
+        trainer.train(task, 0, ignore)
+    assert told == []
     assert list(open_storage(task.store, task.storage).list("trainings")) == []
 
 
-def descendants():
-    """Return pid and title of every process that this one started, directly or not."""
-    children, titles = {}, {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
-            except OSError:  # it ended meanwhile
-                continue
-            children.setdefault(parent, []).append(int(folder.name))
-    found, todo = {}, [os.getpid()]
-    while todo:
-        for pid in children.get(todo.pop(), []):
-            found[pid] = titles[pid]
-            todo.append(pid)
-    return found
+def faulted(trainer, make, fault, **settings):
+    """Train twice, the second time with a fault after the first checkpoint; return both results and the bar's steps."""
+    whole, hurt = make(LONG, where="whole"), make(LONG | settings, where="hurt")
+    trainer.train(whole, 0, ignore)
+    finished, steps, folder = [], [], Path(hurt.store) / "trainings/key"
 
-
-@pytest.mark.chaos
-def test_a_worker_killed_in_an_epoch_costs_that_epoch_and_nothing_else(ray_session, make):
-    train = SCRATCH | {"epochs": 60}
-    whole, killed = make(train, where="whole"), make(train, where="killed")
-    trainer.train(whole, 0, Bar())
-    victims, finished = [], []
-
-    def kill():
-        folder, end = Path(killed.store) / "trainings/key", time.monotonic() + 240
-        while not list(folder.glob("epoch-*.json")):
+    def strike():
+        end = time.monotonic() + 120
+        while not list(folder.glob("step-*.json")):
             assert time.monotonic() < end
-            time.sleep(0.01)
-        victims.extend(pid for pid, title in descendants().items() if "RayTrainWorker" in title)
-        os.kill(victims[-1], signal.SIGKILL)
+            time.sleep(0.005)
+        fault(pids(trainer))
         finished.append((folder / "result.json").exists())
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    bar = Bar()
-    trainer.train(killed, 0, bar)
-    killer.join()
-    assert (len(victims), finished) == (2, [False])
-    assert sum(bar.steps) == 42 * 60
-    results = [read_result(open_storage(task.store, task.storage)) for task in (whole, killed)]
-    assert results[0]["version"] == results[1]["version"]
-    assert [r["train_loss"] for r in results[0]["history"]] == [r["train_loss"] for r in results[1]["history"]]
+    striker = threading.Thread(target=strike)
+    striker.start()
+    try:
+        trainer.train(hurt, 0, steps.append)
+    finally:
+        striker.join()
+    assert finished == [False]
+    return result_of(whole), result_of(hurt), steps
+
+
+def assert_equal(whole, hurt):
+    assert hurt["version"] == whole["version"]  # the digest of the weights
+    for key in ("train_loss", "train_top1", "val_loss", "val_top1"):
+        assert [record[key] for record in hurt["history"]] == [record[key] for record in whole["history"]]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_worker_killed_in_an_epoch_changes_nothing(trainer, make, told, rank):
+    whole, hurt, steps = faulted(trainer, make, lambda workers: os.kill(workers[rank], signal.SIGKILL))
+    assert_equal(whole, hurt)
+    assert sum(steps) == NUM_TRAIN * 120
+    assert len(told) == 1
+    assert re.match(
+        rf"warning: rank {rank} \(worker .*training starts again from its last checkpoint \(1 of 2\)", told[0]
+    )
+
+
+def test_a_worker_that_hangs_is_named_and_training_starts_again(trainer, make, told):
+    whole, hurt, _ = faulted(trainer, make, lambda workers: os.kill(workers[1], signal.SIGSTOP), stall_s=3)
+    assert_equal(whole, hurt)
+    assert len(told) == 1
+    assert re.search(r"nothing went on for \d s \(train.stall_s\)", told[0])
+    assert re.search(r"rank 1 \(worker \d+ at [^)]*\) has read \d+ batches.*: it does not answer", told[0])
+    assert re.search(r"rank 0 .* has read \d+ batches.*: training for \d+ s in _?\w+ pipeline/training.py", told[0])
+
+
+def test_more_failures_than_allowed_end_the_training_and_the_next_run_continues_it(trainer, make, told):
+    with pytest.raises(NightshiftError, match=r"training failed 1 time\(s\), the last time: rank 0 .*the same command"):
+        faulted(trainer, make, lambda workers: os.kill(workers[0], signal.SIGKILL), max_failures=0)
+    assert told == []
+    steps, task = [], make(LONG, where="hurt")
+    trainer.train(task, 0, steps.append)
+    assert sum(steps) == NUM_TRAIN * 120
+    assert_equal(result_of(make(LONG, where="whole")), result_of(task))
+
+
+# What the driver makes of it
+
+
+def ended(error=None):
+    future = Future()
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
+    return future
+
+
+def task_error(cause):
+    return RayTaskError("train", "traceback", cause)
+
+
+NAMES = ["rank 0", "rank 1", "rank 2"]
+ECHO = task_error(RuntimeError("Connection closed by peer"))
+DEAD = ActorDiedError()
+
+
+def test_our_own_errors_come_through_as_they_are():
+    ours = InputError("no column")
+    with pytest.raises(InputError) as raised:
+        _raise_failure(NAMES, [ended(ECHO), ended(task_error(ours)), ended(DEAD)])
+    assert raised.value is ours
+
+
+@pytest.mark.parametrize(
+    ("errors", "words"),
+    [
+        ([ECHO, DEAD, ECHO], "rank 1: ActorDiedError"),
+        ([ECHO, ECHO, task_error(TransientError("throttled"))], "rank 2: TransientError: throttled"),
+        ([ECHO, ECHO, ECHO], "rank 0: RuntimeError: Connection closed"),
+        ([None, task_error(MemoryError("x\ny")), None], "rank 1: MemoryError: x$"),
+    ],
+)
+def test_the_first_cause_is_named_and_not_its_echo(errors, words):
+    with pytest.raises(_LostError, match=words):
+        _raise_failure(NAMES, [ended(error) for error in errors])
+
+
+def test_a_part_that_has_not_ended_is_no_failure():
+    _raise_failure(NAMES, [Future(), ended(), ended()])
+
+
+def test_the_bar_starts_at_what_an_earlier_run_did_and_may_fall_back():
+    steps = []
+    progress = _Progress(100, steps.append)
+    for totals in ((0, 0), (100, 0), (120, 20), (0, 0), (110, 0), (130, 30)):
+        progress.show([Standing(examples=total) for total in totals])
+    assert steps == [0, 40, -30, 50]
+
+
+class Clock:
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def standing(steps, busy_s):
+    return Standing(steps=steps, busy_s=busy_s, beats=steps)
+
+
+@pytest.mark.parametrize(
+    ("busy", "slow"),
+    [
+        ((50.0, 10.0, 10.0), [0]),
+        ((10.0, 50.0), [1]),
+        ((15.0, 10.0, 10.0), []),  # less than twice
+        ((3.0, 1.0, 1.0), []),  # three times, of nearly nothing
+        ((50.0, 50.0, 10.0, 10.0), [0, 1]),
+        ((50.0, 45.0), []),
+    ],
+)
+def test_a_rank_that_the_others_wait_for_is_found(busy, slow):
+    clock = Clock()
+    ranks = SlowRanks(clock)
+    standings = [standing(100, seconds) for seconds in busy]
+    assert ranks.found(standings) == []
+    clock.now = WINDOW_S
+    assert [rank for rank, _, _ in ranks.found(standings)] == slow
+
+
+def test_a_slow_rank_is_named_once_with_seconds_per_step_and_also_when_it_slows_down_late():
+    clock = Clock()
+    ranks = SlowRanks(clock)
+    clock.now = 60.0
+    assert ranks.found([standing(100, 10.0), standing(100, 10.0)]) == []
+    clock.now = 120.0
+    assert ranks.found([standing(150, 15.0), standing(150, 60.0)]) == [(1, 1.0, 0.1)]
+    clock.now = 180.0
+    assert ranks.found([standing(200, 20.0), standing(200, 110.0)]) == []
+
+
+def test_what_hangs_is_told_with_who_is_behind_and_what_each_does():
+    group = SimpleNamespace(names=NAMES[:2], doing=lambda: ["in gather", "in backward"])
+    watch = _Watch(group, 0.05)
+    standings = [standing(4, 1.0), standing(5, 1.0)]
+    assert list(watch.seen(standings)) == []
+    time.sleep(0.06)
+    with pytest.raises(_LostError) as raised:
+        list(watch.seen(standings))
+    assert str(raised.value) == (
+        "nothing went on for 0 s (train.stall_s); rank 0 has read 4 batches and is behind: in gather; "
+        "rank 1 has read 5 batches: in backward"
+    )
+
+
+def test_validation_is_progress_too():
+    watch = _Watch(SimpleNamespace(names=NAMES[:1], doing=list), 0.05)
+    for beats in range(4):
+        time.sleep(0.03)
+        assert list(watch.seen([Standing(steps=4, beats=beats)])) == []

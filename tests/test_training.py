@@ -15,10 +15,15 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.errors import ModelError, TransientError
 from pipeline.examples import Examples
 from pipeline.loading import Inputs, ShardCache
-from pipeline.settings import StorageSettings, TrainSettings
+from pipeline.optimizers import make_optimizer
+from pipeline.pulse import Pulse
+from pipeline.seat import Seat
+from pipeline.settings import StorageSettings
 from pipeline.shards import Segment, Shard
 from pipeline.storage import open_storage
-from pipeline.training import Course, Seat, Trainee, _agreed, _share_buffers, make_optimizer, train
+from pipeline.training import Course, Trainee, _share_buffers, train
+from pipeline.trainsettings import TrainSettings
+from pipeline.trainstate import agreed
 
 NUM, SIZE, K = 90, 6, 3  # 72 train, 18 val, in shards of 10
 SETTINGS = TrainSettings(mode="scratch", epochs=4, batch_size=16, learning_rate=0.05, optimizer="sgd", shuffle_window=4)
@@ -35,7 +40,7 @@ def course(settings=SETTINGS, num_val=18):
     examples = Examples(shards, numbers, slots, [""] * NUM, ["x"] * NUM, splits, 0, 0, 0)
     cache = ShardCache(shards, lambda shard: vectors[10 * shards.index(shard) :][:10], 10**6)
     inputs = Inputs(examples, targets, cache)
-    return Course(inputs, examples.by_shard(examples.of("train")), examples.of("val"), settings, 7)
+    return Course(inputs, examples.by_shard(examples.of("train")), examples.of("val"), K, settings, 7)
 
 
 def linear():
@@ -59,10 +64,10 @@ def run_seat(folder, rank, world):
         dist.all_reduce(sums)
         return sums
 
-    done, module = [], linear()
+    pulse, module = Pulse(), linear()
     trainee = Trainee(module, nn.parallel.DistributedDataParallel(module), module.train)
-    history = train(trainee, course(), Seat(rank, world, "cpu", reduce), None, done.append)
-    (folder / f"{rank}.json").write_text(json.dumps({"history": history, "done": sum(done)}))
+    history = train(trainee, course(), Seat(rank, world, "cpu", reduce), None, pulse)
+    (folder / f"{rank}.json").write_text(json.dumps({"history": history, "done": pulse.examples}))
     save_file(module.state_dict(), folder / f"{rank}.safetensors")
     dist.destroy_process_group()
 
@@ -98,7 +103,7 @@ def gloo(tmp_path_factory):
 def test_averaged_gradients_are_those_of_the_whole_batch(gloo, world):
     module = linear()
     start = {key: tensor.clone() for key, tensor in module.state_dict().items()}
-    train(alone(module), course(), Seat(), None, lambda count: None)
+    train(alone(module), course(), Seat(), None, Pulse())
     for key, tensor in module.state_dict().items():
         assert (tensor - start[key]).abs().max() > 0.1
         for other in gloo[world]:
@@ -107,7 +112,7 @@ def test_averaged_gradients_are_those_of_the_whole_batch(gloo, world):
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_any_number_of_workers_has_the_same_loss_curve(gloo, world):
-    history = train(alone(linear()), course(), Seat(), None, lambda count: None)
+    history = train(alone(linear()), course(), Seat(), None, Pulse())
     assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
     for other in gloo[world]:
         assert len(other.history) == len(history) == 4
@@ -131,7 +136,7 @@ def test_losses_are_means_per_example_at_any_batch_size():
     right = (module(inputs).argmax(1) == targets).double()
     for batch_size in (1, 7, 72, 500):
         settings = SETTINGS.model_copy(update={"learning_rate": 1e-12, "epochs": 1, "batch_size": batch_size})
-        record = train(alone(linear()), course(settings), Seat(), None, lambda count: None)[0]
+        record = train(alone(linear()), course(settings), Seat(), None, Pulse())[0]
         assert record["train_loss"] == pytest.approx(losses[:72].mean().item(), abs=1e-6)
         assert record["val_loss"] == pytest.approx(losses[72:].mean().item(), abs=1e-6)
         assert record["train_top1"] == pytest.approx(right[:72].mean().item())
@@ -139,7 +144,7 @@ def test_losses_are_means_per_example_at_any_batch_size():
 
 
 def test_without_validation_images_there_are_no_validation_figures():
-    history = train(alone(linear()), course(num_val=0), Seat(), None, lambda count: None)
+    history = train(alone(linear()), course(num_val=0), Seat(), None, Pulse())
     assert [(record["val_loss"], record["val_top1"]) for record in history] == [(None, None)] * 4
 
 
@@ -152,17 +157,17 @@ class Stopped(Exception):
     """Stands for whatever ends a process."""
 
 
-def stopping_after(count):
-    """Return an `advanced` that raises once so many examples are done."""
-    done = 0
+class StoppingAfter(Pulse):
+    """Ends the training once so many examples are done."""
 
-    def advanced(more):
-        nonlocal done
-        done += more
-        if done > count:
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+
+    def advanced(self, examples):
+        super().advanced(examples)
+        if self.examples > self.count:
             raise Stopped
-
-    return advanced
 
 
 def without_seconds(history):
@@ -172,31 +177,30 @@ def without_seconds(history):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 @pytest.mark.parametrize("stopped_at", [20, 72 + 20, 3 * 72 + 60])
 def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path, optimizer, stopped_at):
-    settings = SETTINGS.model_copy(update={"optimizer": optimizer, "weight_decay": 1e-3})
+    settings = SETTINGS.model_copy(update={"optimizer": optimizer, "weight_decay": 1e-3, "checkpoint_steps": 1})
     whole = with_dropout()
-    history = train(alone(whole), course(settings), Seat(), None, lambda count: None)
+    history = train(alone(whole), course(settings), Seat(), None, Pulse())
     checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "k")
     with pytest.raises(Stopped):
-        train(alone(with_dropout()), course(settings), Seat(), checkpoints, stopping_after(stopped_at))
-    assert checkpoints.epochs_done() == stopped_at // 72
+        train(alone(with_dropout()), course(settings), Seat(), checkpoints, StoppingAfter(stopped_at))
+    assert checkpoints.newest().step == stopped_at // 18
     torch.manual_seed(99)  # another process: nothing may lean on where its generator stands
-    resumed, done = with_dropout(), []
-    again = train(alone(resumed), course(settings), Seat(), checkpoints, done.append)
+    resumed, pulse = with_dropout(), Pulse()
+    again = train(alone(resumed), course(settings), Seat(), checkpoints, pulse)
     assert without_seconds(again) == without_seconds(history)
     assert all(
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
-    assert sum(done) == 72 * 4
-    if stopped_at >= 72:
-        assert done[0] == 72 * (stopped_at // 72)
+    assert (pulse.examples, pulse.steps) == (72 * 4, 16 - stopped_at // 18)
 
 
 def test_a_finished_training_that_is_resumed_trains_nothing_more(tmp_path):
     checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "k")
-    first, second, done = with_dropout(), with_dropout(), []
-    history = train(alone(first), course(), Seat(), checkpoints, lambda count: None)
-    assert train(alone(second), course(), Seat(), checkpoints, done.append) == history
-    assert done == [72 * 4]
+    first, second, pulse = with_dropout(), with_dropout(), Pulse()
+    settings = SETTINGS.model_copy(update={"checkpoint_steps": 1})
+    history = train(alone(first), course(settings), Seat(), checkpoints, Pulse())
+    assert train(alone(second), course(settings), Seat(), checkpoints, pulse) == history
+    assert (pulse.examples, pulse.steps) == (72 * 4, 0)
     assert all(
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
@@ -234,14 +238,12 @@ def both(run):
 
 @pytest.fixture
 def two_checkpoints(tmp_path):
-    """The checkpoints of epochs 1 and 2 of a training, and where they lie."""
+    """The checkpoints of steps 1 and 2 of a training."""
     checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "k")
-    module = linear()
-    optimizer = make_optimizer(module, SETTINGS)
     found = []
-    for epoch in (1, 2):
-        module.weight.data += 1
-        checkpoints.save(module, optimizer, [{"epoch": n + 1} for n in range(epoch)])
+    for step in (1, 2):
+        checkpoints.save(step, {}, {"model.weight": torch.full((2,), float(step))})
+        checkpoints.settle()
         found.append(checkpoints.newest())
     return found
 
@@ -250,32 +252,66 @@ def test_workers_that_find_different_checkpoints_look_again_until_they_agree(two
     """A killed run's workers live on for a moment: one look finds the first, the other already the second."""
     first, second = two_checkpoints
     looks = [[None, first, first, second], [first, first, second, None]]
-    agreed = both(lambda seat: _agreed(finding(*looks[seat.rank]), seat))
-    assert agreed == [first, first]
+    found = both(lambda seat: agreed(finding(*looks[seat.rank]), seat))
+    assert found == [first, first]
 
 
 def test_workers_that_agree_on_no_checkpoint_start_over():
-    assert both(lambda seat: _agreed(finding(None), seat)) == [None, None]
+    assert both(lambda seat: agreed(finding(None), seat)) == [None, None]
 
 
 def test_workers_that_never_agree_give_the_attempt_up(two_checkpoints):
-    errors = both(lambda seat: _agreed(finding(*[two_checkpoints[seat.rank]] * 99), seat))
+    errors = both(lambda seat: agreed(finding(*[two_checkpoints[seat.rank]] * 99), seat))
     assert [type(error) for error in errors] == [TransientError] * 2
 
 
 def test_only_rank_0_writes_checkpoints(tmp_path):
     store = open_storage(str(tmp_path), StorageSettings())
-    train(alone(linear()), course(), Seat(1, 2), Checkpoints(store, "k"), lambda count: None)
+    settings = SETTINGS.model_copy(update={"checkpoint_steps": 1})
+    train(alone(linear()), course(settings), Seat(1, 2), Checkpoints(store, "k"), Pulse())
     assert list(store.list()) == []
 
 
-@pytest.mark.parametrize(("name", "epoch"), [("train_loss", 1), ("val_loss", 1)])
-def test_a_diverged_training_says_when_and_what_to_do_and_saves_nothing_of_it(tmp_path, name, epoch):
-    settings = SETTINGS.model_copy(update={"learning_rate": 1e30, "batch_size": 500 if name == "val_loss" else 16})
+def diverging(tmp_path, what, batch_size, learning_rate=1e30, module=None):
+    """Assert that a training says of `what` that it diverged; return its checkpoints, saved at every step."""
+    settings = SETTINGS.model_copy(
+        update={"learning_rate": learning_rate, "batch_size": batch_size, "checkpoint_steps": 1, "optimizer": "sgd"}
+    )
     checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "k")
-    with pytest.raises(ModelError, match=rf"{name} is (nan|inf) after epoch {epoch}.*lower train.learning_rate"):
-        train(alone(Cubed()), course(settings), Seat(), checkpoints, lambda count: None)
-    assert checkpoints.epochs_done() == 0
+    with pytest.raises(ModelError, match=rf"training diverged: {what}.*lower train.learning_rate \(now"):
+        train(alone(module or Cubed()), course(settings), Seat(), checkpoints, Pulse())
+    return checkpoints
+
+
+def test_a_loss_that_is_no_number_ends_the_training_and_nothing_of_it_is_saved(tmp_path):
+    checkpoints = diverging(tmp_path, "the loss is (nan|inf) in epoch 1, after step 2 of 4", 16)
+    assert checkpoints.newest().step == 1
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_training_too(tmp_path):
+    assert diverging(tmp_path, "the validation loss is (nan|inf) in epoch 1", 500).newest() is None
+
+
+def test_a_loss_that_explodes_ends_the_training(tmp_path):
+    diverging(tmp_path, r"the loss is \d.* in epoch \d, after step \d of 4 \(the first loss was", 16, 1e4, linear())
+
+
+class Overflowing(nn.Module):
+    """Its loss is finite; its weight is not any more once it moved."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.scale = linear(), nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, inputs):
+        return self.linear(inputs) + torch.nan_to_num(self.scale) * 1e30 * torch.eye(K)[0]
+
+
+def test_a_weight_that_is_no_number_is_never_saved(tmp_path):
+    assert (
+        diverging(tmp_path, "a weight is no finite number in epoch 1, after step 1", 16, 1e30, Overflowing()).newest()
+        is None
+    )
 
 
 class Cubed(nn.Module):
