@@ -7,6 +7,7 @@ is there already, nothing (benchmarks/RESULTS.md).
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -130,12 +131,16 @@ class Trainer:
                 break
             standings = group.standings()
             progress.show(standings)
-            for said in watch.seen(standings):
-                self._told(f"warning: {said}")
+            self._tell(watch.noticed(standings))
+            watch.check_going(standings)
         _raise_failure(group.names, parts)
-        standings = group.last_standings()
-        progress.show(standings)
-        for said in watch.seen(standings):
+        with suppress(RayError):  # the training is over: who dies now takes nothing along
+            standings = group.last_standings()
+            progress.show(standings)
+            self._tell(watch.noticed(standings))
+
+    def _tell(self, noticed: Iterator[str]) -> None:
+        for said in noticed:
             self._told(f"warning: {said}")
 
     def __enter__(self) -> Self:
@@ -168,8 +173,8 @@ class _Watch:
         self._heard: set[str] = set()
         self._last: list[tuple[int, int]] = []
 
-    def seen(self, standings: list[Standing]) -> Iterator[str]:
-        """Yield what a person should hear; _LostError when nothing went on for too long."""
+    def noticed(self, standings: list[Standing]) -> Iterator[str]:
+        """Yield what a person should hear and has not heard yet."""
         for warning in (warning for standing in standings for warning in standing.warnings):
             if warning not in self._heard:
                 self._heard.add(warning)
@@ -179,6 +184,9 @@ class _Watch:
                 f"slow-rank: {self._group.names[rank]} needs {mine_s:.2g} s to read and predict a step's part, the others "
                 f"{others_s:.2g} s, and all wait for it: look at what else runs there, and at how it reaches the images"
             )
+
+    def check_going(self, standings: list[Standing]) -> None:
+        """Raise _LostError when nothing went on for too long."""
         counts = [(standing.steps, standing.beats) for standing in standings]
         if counts != self._last:
             self._last = counts

@@ -55,6 +55,7 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
     history = train(trainee, course, seat, checkpoints, pulse)
     if seat.rank:
         return None
+    pulse.beat()  # what follows has the whole of `train.stall_s`
     version = seal(store, task.model.name, architecture, _weights(task, net, trained))
     result = {
         "version": version, "run_key": task.run_key, "dataset": task.dataset, "started_at": task.started_at,
