@@ -17,7 +17,7 @@ from cluster.resources import check_alive, check_fits, places
 from cluster.retries import cause_of, lost_worker, words
 from cluster.slowranks import SlowRanks
 from cluster.stall import StallClock
-from cluster.workergroup import Standing, WorkerGroup
+from cluster.workergroup import START_S, Standing, WorkerGroup
 from pipeline.errors import NightshiftError, TransientError
 from pipeline.tasks import TrainTask
 from pipeline.trainsettings import TrainSettings
@@ -169,7 +169,8 @@ class _Watch:
     """Looks at what a group shows of itself: warnings, ranks that are slow, and whether anything goes on at all."""
 
     def __init__(self, group: WorkerGroup, stall_s: float) -> None:
-        self._group, self._clock, self._slow = group, StallClock(stall_s), SlowRanks()
+        self._group, self._stall_s, self._slow = group, stall_s, SlowRanks()
+        self._clock = StallClock(max(stall_s, START_S))  # until the first step: imports, weights, examples
         self._heard: set[str] = set()
         self._last: list[tuple[int, int]] = []
 
@@ -190,7 +191,8 @@ class _Watch:
         counts = [(standing.steps, standing.beats) for standing in standings]
         if counts != self._last:
             self._last = counts
-            self._clock.progressed()
+            if all(standing.steps for standing in standings):
+                self._clock = StallClock(self._stall_s)
         elif self._clock.due():
             raise _LostError(self._stalled(standings))
 

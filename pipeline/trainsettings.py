@@ -60,9 +60,7 @@ class TrainSettings(Section):
     def _workers_divide_lanes(self) -> "TrainSettings":
         if self.workers.choose(self.lanes, self.workers.max) is None:
             divisors = [str(n) for n in range(1, self.lanes + 1) if self.lanes % n == 0]
-            raise ValueError(
-                f"workers ({self.workers}) must divide lanes ({self.lanes}): use {', '.join(divisors[:-1])} or {divisors[-1]} workers"
-            )
+            raise ValueError(f"workers ({self.workers}) must divide lanes ({self.lanes}), as {', '.join(divisors)} do")
         if self.batch_size < self.workers.max:
             raise ValueError(
                 f"batch_size ({self.batch_size}) is global and must be at least workers ({self.workers.max})"

@@ -42,7 +42,7 @@ from pipeline.trainsettings import TrainSettings, Workers
         (TrainSettings, {"workers": 0}, "greater than 0"),
         (TrainSettings, {"workers": "many"}, "valid integer"),
         (TrainSettings, {"workers": {"min": 3, "max": 2}}, r"min \(3\) must be at most max \(2\)"),
-        (TrainSettings, {"workers": {"min": 3, "max": 3}}, "use 1, 2, 4 or 8 workers"),
+        (TrainSettings, {"workers": {"min": 3, "max": 3}}, "as 1, 2, 4, 8 do"),
         (TrainSettings, {"workers": {"most": 3}}, "Extra inputs"),
         (TrainSettings, {"workers": {"min": 5, "max": 7}}, r"workers \(5 to 7\) must divide lanes \(8\)"),
         (LabelSettings, {"max_bad_fraction": 1.1}, "less than or equal to 1"),

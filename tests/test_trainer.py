@@ -196,9 +196,9 @@ def test_a_worker_that_hangs_is_named_and_training_starts_again(trainer, make, t
     whole, hurt, _ = faulted(trainer, make, lambda workers: os.kill(workers[1], signal.SIGSTOP), stall_s=3)
     assert_equal(whole, hurt)
     assert len(told) == 1
-    assert re.search(r"nothing went on for \d s \(train.stall_s\)", told[0])
+    assert re.search(r"nothing went on for \d+ s \(train.stall_s\)", told[0])
     assert re.search(r"rank 1 \(worker \d+ at [^)]*\) has read \d+ batches.*: it does not answer", told[0])
-    assert re.search(r"rank 0 .* has read \d+ batches.*: training for \d+ s in _?\w+ pipeline/training.py", told[0])
+    assert re.search(r"rank 0 .* has read \d+ batches.*: training for \d+ s in .*pipeline/training.py", told[0])
 
 
 def test_more_failures_than_allowed_end_the_training_and_the_next_run_continues_it(trainer, make, told):
@@ -320,6 +320,14 @@ def test_what_hangs_is_told_with_who_is_behind_and_what_each_does():
         "nothing went on for 0 s (train.stall_s); rank 0 has read 4 batches and is behind: in gather; "
         "rank 1 has read 5 batches: in backward"
     )
+
+
+def test_the_start_may_take_longer_than_a_step():
+    watch = _Watch(SimpleNamespace(names=NAMES[:2], doing=list), 0.01)
+    for standings in ([Standing(), Standing()], [Standing(), Standing(steps=1)]):
+        watch.check_going(standings)
+        time.sleep(0.03)
+        watch.check_going(standings)
 
 
 def test_validation_is_progress_too():
