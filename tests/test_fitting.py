@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stopping import Stopped, StoppingAfter
 
 from pipeline import zoo
 from pipeline.bundle import load_bundle
@@ -156,23 +157,6 @@ def test_finetuning_moves_weights_and_statistics(make, weights):
     given = load_file(weights / "mobilenet_v2.safetensors")
     for key in ("features.0.0.weight", "features.0.1.running_mean"):
         assert not torch.equal(sealed[key], given[key])
-
-
-class Stopped(Exception):
-    """Stands for whatever ends a process."""
-
-
-class StoppingAfter(Pulse):
-    """Ends the training once so many examples are done."""
-
-    def __init__(self, count):
-        super().__init__()
-        self.count = count
-
-    def advanced(self, examples):
-        super().advanced(examples)
-        if self.examples > self.count:
-            raise Stopped
 
 
 CASES = {

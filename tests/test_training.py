@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stopping import Stopped, StoppingAfter
 from torch import nn
 
 from pipeline.checkpoints import Checkpoints
@@ -151,23 +152,6 @@ def test_without_validation_images_there_are_no_validation_figures():
 def with_dropout():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(SIZE, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, K))
-
-
-class Stopped(Exception):
-    """Stands for whatever ends a process."""
-
-
-class StoppingAfter(Pulse):
-    """Ends the training once so many examples are done."""
-
-    def __init__(self, count):
-        super().__init__()
-        self.count = count
-
-    def advanced(self, examples):
-        super().advanced(examples)
-        if self.examples > self.count:
-            raise Stopped
 
 
 def without_seconds(history):
