@@ -20,7 +20,7 @@ from cluster.retries import Failure, Retries, Work, cause_of, lost_worker, words
 from cluster.stall import StallClock, name_of
 from pipeline.errors import IntegrityError, UsageError
 
-__all__ = ["Failure", "Pool", "dispatch"]
+__all__ = ["NO_ANSWER", "Failure", "Pool", "answers", "dispatch"]
 
 Item = TypeVar("Item")
 STALL_S = 300.0
@@ -28,6 +28,7 @@ STALL_S = 300.0
 TURN_S = 3.0
 UNREADY_S = 0.3  # and so long when there is room for items that are not there yet
 ANSWER_S = 5.0
+NO_ANSWER = "it does not answer"
 
 
 class Pool:
@@ -213,11 +214,11 @@ class _Loop:
     def _tell(self) -> None:
         """Say loudly that nothing goes on: a pool that waits for CPUs which another job holds looks like a slow one."""
         said = [f"nothing was finished for {self._clock.silent_s:.0f} s"]
-        answers = _answers(self._pool.ask()) if self._running else {}
+        said_by = answers(self._pool.ask()) if self._running else {}
         for worker in dict.fromkeys(flight.worker for flight in self._running.values()):
             held = [flight for flight in self._running.values() if flight.worker == worker]
             names = ", ".join(f"{name_of(f.work.item)} ({time.monotonic() - f.started:.0f} s)" for f in held)
-            said.append(f"{names} on {worker}: {answers.get(worker, 'it does not answer')}")
+            said.append(f"{names} on {worker}: {said_by.get(worker, NO_ANSWER)}")
         if self._waiting:
             said.append(f"{len(self._waiting)} wait for a worker, or for another try")
         if self._unready:
@@ -231,7 +232,7 @@ class _Loop:
         logging.getLogger("nightshift").warning("; ".join(said[:1]) + ":\n  " + "\n  ".join(said[1:]))
 
 
-def _answers(asked: Mapping[Any, Any]) -> dict[Any, str]:
+def answers(asked: Mapping[Any, Any]) -> dict[Any, str]:
     """Return the answers that come within some seconds, by worker."""
     if not asked:
         return {}

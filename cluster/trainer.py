@@ -11,7 +11,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from cluster.resources import check_alive, check_fits, places
 from cluster.retries import cause_of, lost_worker, words
@@ -87,7 +87,7 @@ class Trainer:
     def close(self) -> None:
         """End the workers."""
         if self._group:
-            self._group.end()
+            self._group.close()
             self._group = None
 
     def _staffed(self, settings: TrainSettings) -> WorkerGroup:
@@ -107,7 +107,7 @@ class Trainer:
                     return self._group
                 except TimeoutError:  # others hold it, or a node that is gone is counted still
                     limit = world - 1
-                except (RayError, RayTaskError) as error:
+                except RayError as error:
                     raise _LostError(f"a worker did not start: {words(cause_of(error))}") from error
             else:
                 limit = workers.max

@@ -3,7 +3,6 @@
 gloo averages gradients on CPUs, nccl on GPUs. The actors stay between trainings: the second one starts at once.
 """
 
-import os
 import socket
 import threading
 import time
@@ -11,16 +10,17 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.checkout import code_root, refuse_other
+from cluster.checkout import refuse_other
+from cluster.dispatch import NO_ANSWER, answers
 from cluster.stall import doing
+from cluster.workers import end, whereabouts
 from pipeline.pulse import Pulse
 from pipeline.tasks import TrainTask
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 START_S = 300.0
-ANSWER_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ class _Rank:
 
     def where(self) -> tuple[str, str]:
         """Return what to call this worker, and where it imports nightshift from."""
-        return f"worker {os.getpid()} at {ray.util.get_node_ip_address()}", code_root()
+        return whereabouts()
 
     def meeting(self) -> str:
         """Return a free `host:port` here, for the ranks to meet at."""
@@ -104,7 +103,7 @@ def _averaging(module: "nn.Module") -> "nn.Module":
 
 
 class WorkerGroup:
-    """`world` workers of one CPU, and perhaps GPUs, each. Leaving the block ends them.
+    """`world` workers of one CPU, and perhaps GPUs, each, until it is closed.
 
     Raises
     ------
@@ -116,15 +115,16 @@ class WorkerGroup:
 
     def __init__(self, world: int, gpus: float, patience_s: float) -> None:
         self.world, self.gpus = world, gpus
+        self._actors: list[Any] = []
         bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
         self._place = placement_group([bundle] * world, strategy="PACK")
         try:
             if not self._place.wait(patience_s):
                 raise TimeoutError(f"no room for {world} worker(s) of {bundle} for {patience_s:g} s")
-            self._actors = [self._start(rank) for rank in range(world)]
+            self._actors.extend(self._start(rank) for rank in range(world))
             found = ray.get([actor.where.remote() for actor in self._actors], timeout=START_S)
         except BaseException:
-            self.end()
+            self.close()
             raise
         self.names = [f"rank {rank} ({name})" for rank, (name, _) in enumerate(found)]
         for _, root in found:
@@ -164,28 +164,12 @@ class WorkerGroup:
 
     def doing(self) -> list[str]:
         """Return what each rank is doing, as far as they answer within seconds."""
-        said = []
-        asked = [actor.doing.remote() for actor in self._actors]
-        end = time.monotonic() + ANSWER_S
-        for future in asked:
-            try:
-                said.append(str(ray.get(future, timeout=max(0.1, end - time.monotonic()))))
-            except RayError:
-                said.append("it does not answer")
-        return said
+        said = answers({actor.doing.remote(): rank for rank, actor in enumerate(self._actors)})
+        return [said.get(rank, NO_ANSWER) for rank in range(self.world)]
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End the workers and give their place back."""
-        if ray.is_initialized():  # without a session these calls would start one
-            for actor in getattr(self, "_actors", ()):
-                with suppress(RayError):
-                    ray.kill(actor)
+        for actor in self._actors:
+            end(actor)
+        if ray.is_initialized():  # without a session this would start one
             remove_placement_group(self._place)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.end()

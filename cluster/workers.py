@@ -34,7 +34,7 @@ class _Worker:
 
     def where(self) -> tuple[str, str]:
         """Return what to call this worker, and where it imports nightshift from."""
-        return f"worker {os.getpid()} at {ray.util.get_node_ip_address()}", code_root()
+        return whereabouts()
 
     def doing(self) -> str:
         """Return what its threads are doing."""
@@ -136,7 +136,7 @@ class ActorPool(Pool):
         if worker in self.workers:  # it is told once per item that was in flight there
             self.workers.remove(worker)
             self._look_at = 0.0
-            _end(worker.actor)
+            end(worker.actor)
 
     def ask(self) -> Mapping[Any, _Seat]:
         """See dispatch.Pool."""
@@ -149,10 +149,16 @@ class ActorPool(Pool):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for actor in [*(seat.actor for seat in self.workers), *self.starting.values()]:
-            _end(actor)
+            end(actor)
 
 
-def _end(actor: Any) -> None:
+def whereabouts() -> tuple[str, str]:
+    """Return, in an actor, what to call it, and where it imports nightshift from."""
+    return f"worker {os.getpid()} at {ray.util.get_node_ip_address()}", code_root()
+
+
+def end(actor: Any) -> None:
+    """End an actor, dead or alive."""
     if ray.is_initialized():  # without a session ray.kill would start one
         with suppress(RayError):
             ray.kill(actor)

@@ -67,9 +67,14 @@ def epoch_order(
     return EpochOrder(stream, num_lanes, starts, parts)
 
 
+def num_steps(total: int, batch_size: int) -> int:
+    """Return the steps of an epoch."""
+    return max(1, total // batch_size)
+
+
 def _parts(total: int, batch_size: int, num_lanes: int) -> Indices:
     """Return [steps, lanes]: both cuts are floor(i * n / m), so neighbours differ by at most one and sums are exact."""
-    steps = max(1, total // batch_size)
+    steps = num_steps(total, batch_size)
     sizes = np.diff(np.arange(steps + 1) * total // steps)
     cuts = np.arange(num_lanes + 1)[None, :] * sizes[:, None] // num_lanes
     return np.diff(cuts, axis=1)

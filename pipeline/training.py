@@ -17,7 +17,7 @@ from torch.nn import functional
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Document
 from pipeline.errors import ModelError
-from pipeline.lanes import EpochOrder, Indices, epoch_order
+from pipeline.lanes import EpochOrder, Indices, epoch_order, num_steps
 from pipeline.loading import Inputs
 from pipeline.optimizers import make_optimizer
 from pipeline.prefetch import ahead
@@ -95,7 +95,7 @@ class _Training:
         checkpoint = agreed(checkpoints, seat) if checkpoints else None
         self._at = restore(checkpoint, trainee.module, self._optimizer) if checkpoint else Position()
         self._saved = checkpoint.step if checkpoint else 0
-        self._steps = course.order(0).num_steps  # of every epoch
+        self._steps = num_steps(sum(len(part) for part in course.train), course.settings.batch_size)  # of every epoch
         self._stops = Stops(course.settings, seat.from_first, self._done)
         self._sums = self._at.sums_of(seat)
         self._compared = self._at.sums.sum(0)
@@ -166,7 +166,7 @@ class _Training:
         if self._at.first_loss is None:
             self._at.first_loss = mean
             warning = first_loss_warning(mean, int(count), self._course.num_classes)
-            if warning and settings.sanity and self._seat.rank == 0 and self._done == 1:
+            if warning and settings.sanity and self._seat.rank == 0:
                 self._pulse.warn(warning)
         usual = max(self._at.first_loss, math.log(self._course.num_classes))
         if not math.isfinite(mean) or mean > EXPLODED * usual:

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -123,7 +124,7 @@ def test_more_workers_than_the_session_has_cpus_are_refused_at_once(trainer, mak
 def test_as_many_workers_train_as_there_is_room_for(trainer, make, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE_S", 2.0)
     task = make(SCRATCH | {"workers": {"min": 1, "max": 8}})
-    with WorkerGroup(2, 0, 30.0):  # of the session's four CPUs
+    with closing(WorkerGroup(2, 0, 30.0)):  # of the session's four CPUs
         trainer.train(task, 0, ignore)
     assert result_of(task)["workers"] == 2
 
@@ -131,7 +132,10 @@ def test_as_many_workers_train_as_there_is_room_for(trainer, make, monkeypatch):
 def test_no_room_for_any_is_said_after_a_while(trainer, make, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE_S", 0.5)
     monkeypatch.setattr(module, "ROOM_S", 1.0)
-    with WorkerGroup(4, 0, 30.0), pytest.raises(TransientError, match=r"no room for train.workers \(2\) of 1 CPU"):
+    with (
+        closing(WorkerGroup(4, 0, 30.0)),
+        pytest.raises(TransientError, match=r"no room for train.workers \(2\) of 1 CPU"),
+    ):
         trainer.train(make(), 0, ignore)
 
 
