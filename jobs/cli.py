@@ -55,6 +55,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "status": ("what the store holds", "Plans, models, generations, the current view and the last runs."),
     "report": ("write the page of a run", "One self-contained HTML page, beside the run's run.json."),
+    "models": (
+        "the networks that model.builder can name",
+        "Parameters, multiply-adds, gradient, published accuracy; with CONFIG also its network; on request the speed here.",
+    ),
     "clean": (
         "remove what is old and no longer needed",
         "Lists superseded labels, old generations, features, trainings, plans and runs; --yes removes them.",
@@ -64,6 +68,67 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "What is installed, what the session has, can the store be read and written.",
     ),
 }
+
+
+def _date(text: str) -> str:
+    from datetime import datetime
+
+    try:
+        return datetime.strptime(text, "%Y-%m-%d").date().isoformat()
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a date as YYYY-MM-DD, such as 2026-11-24 (it is {text!r})"
+        ) from None
+
+
+def _days(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 36500:  # a day protects the runs that are at work
+        raise argparse.ArgumentTypeError(f"expected a whole number of days, 1 to 36500 (it is {text!r})")
+    return int(text)
+
+
+DATE = {
+    "type": _date,
+    "metavar": "YYYY-MM-DD",
+    "help": "logical date, for schedulers: recorded, and ${date} in the config (default there: today)",
+}
+DRY_RUN = {"action": "store_true", "help": "say what would be labelled, the time and the cost; write nothing"}
+
+OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {
+        "--folder": {"default": "demo", "help": "where it writes (default: ./demo)"},
+        "--fresh": {"action": "store_true", "help": "remove what an earlier demo left there, and start over"},
+    },
+    "plan": {"--date": DATE},
+    "train": {"--again": {"action": "store_true", "help": "train although this training is finished"}},
+    "evaluate": {
+        "--split": {"metavar": "NAME", "help": "split to judge on, or several as val+test (default: test, else val)"},
+    },
+    "label": {
+        "--date": DATE,
+        "--dry-run": DRY_RUN,
+        "--image": {"metavar": "PHOTO", "help": "label one image file and print the best classes; nothing is written"},
+        "--retry-quarantined": {"action": "store_true", "help": "label shards with quarantined rows again"},
+    },
+    "nightly": {"--date": DATE, "--dry-run": DRY_RUN},
+    "labels": {
+        "--to": {"metavar": "FILE", "help": "copy the view into FILE: .parquet, .csv or .jsonl"},
+        "--limit": {"type": int, "default": 20, "help": "rows to show (default: 20)"},
+    },
+    "report": {"--run": {"metavar": "ID", "help": "run to show (default: the last one)"}},
+    "models": {
+        "--measure": {"metavar": "NAMES", "help": "images/s here of these builders: mobilenet_v2,resnet18"},
+        "--plot": {"metavar": "FILE", "help": "draw accuracy against cost: .png, .svg or .pdf"},
+    },
+    "clean": {
+        "--older-than": {"type": _days, "required": True, "metavar": "DAYS", "help": "keep what is younger"},
+        "--yes": {"action": "store_true", "help": "remove it (default: only say what would be removed)"},
+        "--models": {"action": "store_true", "help": "also versions of the model that nothing needs"},
+    },
+}
+
+
+OPTIONAL_CONFIG = {"doctor": "also check its store and cluster", "models": "also list its network"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,11 +143,12 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (short, long) in COMMANDS.items():
         sub = commands.add_parser(name, help=short, description=f"{long}", epilog="exit codes: see nightshift --help")
-        if name == "doctor":
-            sub.add_argument("config", nargs="?", metavar="CONFIG", help="also check its store and cluster")
+        if name in OPTIONAL_CONFIG:
+            sub.add_argument("config", nargs="?", metavar="CONFIG", help=OPTIONAL_CONFIG[name])
         elif name != "demo":
             sub.add_argument("config", metavar="CONFIG", help="YAML file, such as configs/local.yaml")
-        _options(name, sub)
+        for flag, settings in OPTIONS.get(name, {}).items():
+            sub.add_argument(flag, **settings)
         _common(sub, "")
     return parser
 
@@ -107,60 +173,6 @@ def _common(parser: argparse.ArgumentParser, prefix: str) -> None:
     group.add_argument(
         "--json", dest=f"{prefix}json", action="store_true", help="make the last line of stdout the run's record"
     )
-
-
-def _options(name: str, sub: argparse.ArgumentParser) -> None:
-    if name in ("plan", "label", "nightly"):
-        sub.add_argument(
-            "--date",
-            type=_date,
-            metavar="YYYY-MM-DD",
-            help="logical date, for schedulers: recorded, and ${date} in the config (default there: today)",
-        )
-    if name in ("label", "nightly"):
-        sub.add_argument(
-            "--dry-run", action="store_true", help="say what would be labelled, the time and the cost; write nothing"
-        )
-    if name == "demo":
-        sub.add_argument("--folder", default="demo", help="where it writes (default: ./demo)")
-        sub.add_argument("--fresh", action="store_true", help="remove what an earlier demo left there, and start over")
-    elif name == "train":
-        sub.add_argument("--again", action="store_true", help="train although this training is finished")
-    elif name == "evaluate":
-        sub.add_argument(
-            "--split", metavar="NAME", help="split to judge on, or several as val+test (default: test, else val)"
-        )
-    elif name == "label":
-        sub.add_argument(
-            "--image", metavar="PHOTO", help="label one image file and print the best classes; nothing is written"
-        )
-        sub.add_argument("--retry-quarantined", action="store_true", help="label shards with quarantined rows again")
-    elif name == "labels":
-        sub.add_argument("--to", metavar="FILE", help="copy the view into FILE: .parquet, .csv or .jsonl")
-        sub.add_argument("--limit", type=int, default=20, help="rows to show (default: 20)")
-    elif name == "report":
-        sub.add_argument("--run", metavar="ID", help="run to show (default: the last one)")
-    elif name == "clean":
-        sub.add_argument("--older-than", type=_days, required=True, metavar="DAYS", help="keep what is younger")
-        sub.add_argument("--yes", action="store_true", help="remove it (default: only say what would be removed)")
-        sub.add_argument("--models", action="store_true", help="also versions of the model that nothing needs")
-
-
-def _date(text: str) -> str:
-    from datetime import datetime
-
-    try:
-        return datetime.strptime(text, "%Y-%m-%d").date().isoformat()
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected a date as YYYY-MM-DD, such as 2026-11-24 (it is {text!r})"
-        ) from None
-
-
-def _days(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 36500:  # a day protects the runs that are at work
-        raise argparse.ArgumentTypeError(f"expected a whole number of days, 1 to 36500 (it is {text!r})")
-    return int(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,7 +226,7 @@ def _stoppable() -> Iterator[None]:
 def _handlers() -> dict[str, Callable[[Any], int]]:
     return {
         "demo": _demo, "plan": _recorded, "train": _recorded, "evaluate": _recorded, "label": _label, "nightly": _recorded,
-        "labels": _labels, "status": _status, "report": _report, "clean": _clean, "doctor": _doctor,
+        "labels": _labels, "status": _status, "report": _report, "models": _models, "clean": _clean, "doctor": _doctor,
     }  # fmt: skip
 
 
@@ -271,6 +283,12 @@ def _report(options: Any) -> int:
     from jobs.report import show
 
     return show(read_config(options.config, options.overrides), options.run or options.run_id, options.json)
+
+
+def _models(options: Any) -> int:
+    from jobs.models import show
+
+    return show(options.config, options.overrides, options.measure, options.plot, options.json)
 
 
 def _clean(options: Any) -> int:

@@ -28,6 +28,7 @@ from pipeline.settings import (
 from pipeline.sources import dataset_name
 from pipeline.storage import OBJECT_SCHEMES, Storage, absolute_url, open_storage, scheme_of
 from pipeline.trainsettings import TrainSettings
+from pipeline.weightsource import Location, weight_source
 
 PATHS = (("store",), ("input", "url"), ("model", "weights"), ("model", "classes"))
 
@@ -67,6 +68,15 @@ class Config(Section):
                 )
             if columns.count(name) > 1:
                 raise ValueError(f"label.columns: {name!r} stands twice; remove one")
+        return self
+
+    @model_validator(mode="after")
+    def _one_size(self) -> "Config":
+        if self.input.size_px is not None and self.model.transforms.crop_px is not None:
+            raise ValueError(
+                "input.size_px and model.transforms.crop_px both say how large the model's input is; give one of them "
+                "(size_px also scales what is resized to)"
+            )
         return self
 
     @property
@@ -221,7 +231,7 @@ def _absolute(config: Config, path: str) -> Config:
         section = document
         for name in sections:
             section = section[name]
-        if section[key] is not None:
+        if section[key] is not None and (key != "weights" or isinstance(weight_source(section[key]), Location)):
             _check_scheme(section[key], f"{path}: {'.'.join([*sections, key])}")
             section[key] = absolute_url(section[key])
     prefixes = document["input"]["allowed_prefixes"]

@@ -37,7 +37,7 @@ def _figures(run: Run) -> dict[str, Any]:
     """Return what would be labelled, by whom, and from the last run's rate the time and the cost."""
     config = run.config
     check_output(run)
-    version = resolve(run.store, config.model.name, config.model.version)
+    version = resolve(run.store, config.model)
     plan = make_plan(run, _forget)[0] if run.record["command"] == "nightly" else present_plan(run, _forget)
     coverage = covered(run, plan, version)
     todo = Limits(config.label, run.started).take(open_shards(run, plan, coverage))

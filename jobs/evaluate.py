@@ -25,7 +25,7 @@ MISTAKES_KEPT, READS_AT_ONCE = 10_000, 16
 
 def work(run: Run, split: str | None = None) -> None:
     """Evaluate the version that labels."""
-    evaluate(run, split, resolve(run.store, run.config.model.name, run.config.model.version))
+    evaluate(run, split, resolve(run.store, run.config.model))
 
 
 def evaluate(run: Run, split: str | None, version: str) -> Document:
@@ -46,6 +46,7 @@ def evaluate(run: Run, split: str | None, version: str) -> Document:
         version,
         splits,
         threads,
+        config.model.builder,
     )
     run.note(model=f"{config.model.name}@{version}")
     # Rows that the input puts into no split (None) get theirs by a hash of their bytes: those must be read to know.

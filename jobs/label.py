@@ -27,7 +27,7 @@ ROUNDS = 3  # of labelling, then comparing the files with the ledger
 def work(run: Run, retry_quarantined: bool = False) -> None:
     """Label and publish."""
     check_output(run)
-    version = resolve(run.store, run.config.model.name, run.config.model.version)
+    version = resolve(run.store, run.config.model)
     label_plan(run, present_plan(run), version, retry_quarantined)
 
 
@@ -127,5 +127,6 @@ def task_of(run: Run, plan: Plan, asked: Generation, version: str) -> LabelTask:
     config = run.config
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     return LabelTask(
-        config.store, config.storage, _rows(config, plan), config.label, asked, version, run.id, threads
+        config.store, config.storage, _rows(config, plan), config.label, asked, version, run.id, threads,
+        config.model.builder,
     )  # fmt: skip

@@ -9,5 +9,5 @@ from pipeline.registry import resolve
 def work(run: Run) -> None:
     """Do one night; the report is written when its record is."""
     check_output(run)
-    version = resolve(run.store, run.config.model.name, run.config.model.version)
+    version = resolve(run.store, run.config.model)
     plan_and_label(run, version)

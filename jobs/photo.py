@@ -23,14 +23,14 @@ def label_photo(config: Config, path: str, as_json: bool) -> int:
     from pipeline.labelling import Predictor, answer
 
     store = config.open_store()
-    version = resolve(store, config.model.name, config.model.version)
+    version = resolve(store, config.model)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"--image {path}: {error.strerror}; give the path of an image file") from error
-    bundle, embeddings = load_bundle(store, config.model.name, version), config.label.embeddings
+    bundle, embeddings = load_bundle(store, config.model.name, version, config.model.builder), config.label.embeddings
     if embeddings:
-        from pipeline.zoo import append_features
+        from pipeline.heads import append_features
 
         append_features(bundle.net)
     predictor = Predictor(bundle, max(SHOWN, config.label.top_k), embeddings=embeddings)

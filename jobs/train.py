@@ -23,6 +23,7 @@ from pipeline.shards import Shard
 from pipeline.splits import missing
 from pipeline.storage import open_storage
 from pipeline.tasks import ExamplesTask, TrainTask
+from pipeline.weightsource import Published, Sealed, weight_source
 
 # How a training is run, not what it computes: these do not change its key.
 EXECUTION = {
@@ -42,7 +43,7 @@ def train_model(run: Run, again: bool = False) -> str:
     if config.train.mode == "none":
         from pipeline.adoption import adopt
 
-        version = adopt(run.store, config.model, config.storage)
+        version = adopt(run.store, config.model, config.storage, config.input.size_px)
         say(f"adopted {config.model.builder} as {config.model.name}@{version}")
     else:
         version = _fit(run, again)
@@ -58,10 +59,15 @@ def _fit(run: Run, again: bool) -> str:
     config = run.config
     if config.train.mode != "scratch" and not config.model.weights:
         raise ModelError(f"train.mode {config.train.mode} starts from weights: set model.weights, or use mode scratch")
+    if config.train.mode == "scratch" and config.model.weights:
+        raise ModelError(
+            f"train.mode scratch starts from nothing, and model.weights is {config.model.weights}; leave it out "
+            "(--set model.weights=null), or use mode finetune"
+        )
     plan = present_plan(run)
     source = row_settings(config.input, live_paths(plan.shards))
     plan = replace(plan, shards=tuple(selected(plan.shards, config.input)))
-    weights = _weights_digest(run) if config.train.mode != "scratch" else None
+    weights = _weights_identity(run) if config.train.mode != "scratch" else None
     name = _make_examples(run, plan, source, weights)
     examples = load_examples(run.store, plan.dataset, name, plan.shards, config.split)
     classes = _check(examples, source)
@@ -113,6 +119,7 @@ def _make_examples(run: Run, plan: Plan, source: InputSettings, weights: str | N
                 source,
                 plan.dataset,
                 config.model,
+                config.train,
                 name,
                 backbone,
                 config.label.batch_size,
@@ -142,13 +149,23 @@ def _extract(run: Run, shards: list[Shard], task: ExamplesTask) -> None:
     run.stage(progress.name, progress.seconds, progress.done)
 
 
-def _weights_digest(run: Run) -> str:
-    folder, _, name = str(run.config.model.weights).rpartition("/")
+def _weights_identity(run: Run) -> str:
+    """Return what tells these weights from any others; published ones are fetched into the store, once."""
+    config, source = run.config, weight_source(run.config.model.weights)
+    if isinstance(source, Sealed):
+        from pipeline.manifest import read_sealed
+
+        return f"bundle {read_sealed(run.store, source, config.model.builder).id}"
+    if isinstance(source, Published):
+        from pipeline.published import fetch_published
+
+        return fetch_published(run.store, config.storage, config.model.builder, source.name)
+    folder, _, name = str(config.model.weights).rpartition("/")
     try:
-        return hashlib.sha256(open_storage(folder or ".", run.config.storage).read(name)).hexdigest()
+        return hashlib.sha256(open_storage(folder or ".", config.storage).read(name)).hexdigest()
     except NotFoundError as error:
         raise ModelError(
-            f"model.weights: {run.config.model.weights} does not exist; give a safetensors state dict"
+            f"model.weights: {config.model.weights} does not exist; give a safetensors state dict"
         ) from error
 
 
@@ -194,6 +211,7 @@ def _run_key(run: Run, plan: Plan, source: InputSettings, weights: str | None) -
             "split": config.split.model_dump(),
             "model": config.model.model_dump(exclude={"version", "weights"}),
             "weights": weights,
+            **({"size_px": source.size_px} if source.size_px else {}),
             "train": config.train.model_dump(exclude=EXECUTION),
             "seed": config.seed,
         }

@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from pipeline.manifest import VERSION_LENGTH, Architecture, Manifest, read_manif
 from pipeline.registry import BUNDLE_FORMAT
 from pipeline.settings import StorageSettings
 from pipeline.storage import Storage, open_storage
+from pipeline.zoo import code_sha256
 
 StateDict = dict[str, torch.Tensor]
 
@@ -31,6 +32,7 @@ class Bundle(Manifest):
 
 def seal(storage: Storage, name: str, architecture: Architecture, weights: StateDict, temperature: float = 1.0) -> str:
     """Write a bundle and return its version. Equal content gives an equal version: sealing twice changes nothing."""
+    architecture = replace(architecture, code_sha256=code_sha256(architecture.builder))
     data = save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
     document = {
         "format": BUNDLE_FORMAT,
@@ -45,28 +47,40 @@ def seal(storage: Storage, name: str, architecture: Architecture, weights: State
     return version
 
 
-def load_bundle(storage: Storage, name: str, version: str) -> Bundle:
+def load_bundle(storage: Storage, name: str, version: str, builder: str = "") -> Bundle:
     """Read a bundle and build its network, in eval mode on the CPU.
+
+    Parameters
+    ----------
+    builder : str
+        As in `read_manifest`: which code of the user's own may be run.
 
     Raises
     ------
     ModelError
-        When there is none, its format is another one, or its files are not the sealed ones.
+        When there is none, its format is another one, its files are not the sealed ones, or its code is another one.
     """
-    manifest = read_manifest(storage, name, version)
-    try:
-        data = storage.read(f"{layout.bundle(name, version)}/weights.safetensors")
-    except NotFoundError as error:
+    manifest = read_manifest(storage, name, version, builder)
+    weights, architecture = sealed_weights(storage, manifest), manifest.architecture
+    if code_sha256(architecture.builder) != architecture.code_sha256:
         raise ModelError(
-            f"bundle {name}@{version}: weights.safetensors is missing; restore it or train again"
-        ) from error
-    if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
-        raise ModelError(
-            f"bundle {name}@{version}: weights.safetensors is not the sealed file; restore it or train again"
+            f"bundle {manifest.id}: the code of {architecture.builder} is not the one that it was sealed with; restore that "
+            f"code, train again, or, if it computes the same, adopt it again: train.mode none, model.weights {manifest.id}"
         )
-    net = manifest.architecture.build()
-    fit_weights(net, parse_weights(data, f"bundle {manifest.id}"), f"bundle {manifest.id}")
-    return Bundle(name, version, manifest.architecture, manifest.temperature, manifest.weights_sha256, net=net.eval())
+    net = architecture.build()
+    fit_weights(net, weights, f"bundle {manifest.id}")
+    return Bundle(name, version, architecture, manifest.temperature, manifest.weights_sha256, net=net.eval())
+
+
+def sealed_weights(storage: Storage, manifest: Manifest) -> StateDict:
+    """Read a bundle's weights; ModelError when they are not the sealed ones."""
+    try:
+        data = storage.read(f"{layout.bundle(manifest.name, manifest.version)}/weights.safetensors")
+    except NotFoundError as error:
+        raise ModelError(f"bundle {manifest.id}: weights.safetensors is missing; restore it or train again") from error
+    if hashlib.sha256(data).hexdigest() != manifest.weights_sha256:
+        raise ModelError(f"bundle {manifest.id}: weights.safetensors is not the sealed file; restore it or train again")
+    return parse_weights(data, f"bundle {manifest.id}")
 
 
 def read_weights(url: str, settings: StorageSettings) -> StateDict:

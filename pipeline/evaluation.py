@@ -25,7 +25,7 @@ class Judge:
     def __init__(self, task: EvaluateTask) -> None:
         self._task = task
         store = open_storage(task.store, task.storage)
-        self._predictor = Predictor(load_bundle(store, task.model, task.version), 5)
+        self._predictor = Predictor(load_bundle(store, task.model, task.version, task.builder), 5)
         self._reader = ShardReader(task.input, task.storage)
 
     def __call__(self, shard: Shard, halvings: int = 0) -> Sums:

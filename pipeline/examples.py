@@ -49,6 +49,8 @@ def fingerprint(source: InputSettings, model: ModelSettings, weights_sha256: str
     if weights_sha256 is not None:
         backbone = [model.builder, model.arguments, model.transforms.model_dump(), weights_sha256, libraries]
         asked["backbone"] = backbone
+        if source.size_px:
+            asked["size_px"] = source.size_px
     return digest(asked)
 
 

@@ -5,15 +5,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import layout, zoo
+from pipeline import layout
 from pipeline.batches import Batch, decoded_batches, decoder
-from pipeline.bundle import fit_weights, read_weights
 from pipeline.engine import TorchEngine
 from pipeline.examples import examples_schema
+from pipeline.heads import split_head
+from pipeline.pretrained import load_pretrained, plan_network
 from pipeline.rows import ShardReader
-from pipeline.settings import ModelSettings, StorageSettings
 from pipeline.shards import Shard
-from pipeline.storage import open_storage
+from pipeline.sizes import check_head, check_size
+from pipeline.storage import Storage, open_storage
 from pipeline.tables import write_table
 from pipeline.tasks import ExamplesTask
 from pipeline.transforms import Transforms
@@ -25,11 +26,12 @@ class Extractor:
     def __init__(self, task: ExamplesTask) -> None:
         self._task = task
         self._store, self._reader = open_storage(task.store, task.storage), ShardReader(task.input, task.storage)
+        check_task(task, self._store)
         self._engine, self._size, self._transforms = None, 0, Transforms(8, 8)
         if task.backbone:
-            net, self._transforms = pretrained(task.model, task.storage)
-            self._size = zoo.split_head(net)
-            self._engine = TorchEngine(net, self._transforms)
+            given = load_pretrained(self._store, task.model, task.storage, task.input.size_px)
+            self._transforms, self._size = given.transforms, split_head(given.net)
+            self._engine = TorchEngine(given.net, self._transforms)
 
     def __call__(self, shard: Shard, halvings: int = 0) -> int:
         """Write one shard's table and return its number of rows: its readable images. Batches are halved so often."""
@@ -54,11 +56,13 @@ class Extractor:
         return pa.table(columns, schema=schema)
 
 
-def pretrained(model: ModelSettings, storage: StorageSettings) -> tuple[Any, Transforms]:
-    """Return the builder's network with `model.weights` in it, all classes of the weights, and its preprocessing."""
-    transforms = zoo.published_transforms(model)
-    arguments = zoo.builder_arguments(model, transforms)
-    weights = read_weights(str(model.weights), storage)
-    net = zoo.build(model.builder, arguments, zoo.count_outputs(model.builder, arguments, weights))
-    fit_weights(net, weights, f"model.weights: {model.weights}")
-    return net, transforms
+def check_task(task: ExamplesTask, store: Storage) -> None:
+    """Raise ModelError when the network that the examples are for does not take them."""
+    train, builder = task.train, task.model.builder
+    if train.mode == "none":
+        return
+    arguments, transforms = plan_network(store, task.model, task.input.size_px)
+    alone = 0 if train.mode == "head" else train.batch_size // train.workers.max
+    check_size(builder, arguments, transforms, alone)
+    if train.mode != "scratch":
+        check_head(builder, arguments, transforms)

@@ -1,6 +1,8 @@
 """One worker's whole part in a training: read the examples, build the network, train, and (rank 0) seal the bundle."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,13 +13,14 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.classes import Classes
 from pipeline.documents import Document, encode
 from pipeline.engine import normalize
-from pipeline.errors import ModelError
 from pipeline.examples import load_examples
-from pipeline.features import pretrained
+from pipeline.heads import has_linear_head, head_of, replace_head
 from pipeline.loading import Inputs, ShardCache, feature_reader, pixel_reader
 from pipeline.manifest import Architecture
+from pipeline.pretrained import load_pretrained
 from pipeline.pulse import Pulse
 from pipeline.seat import Seat
+from pipeline.sizes import check_size
 from pipeline.storage import Storage, open_storage
 from pipeline.tasks import TrainTask
 from pipeline.training import Course, Trainee, train
@@ -33,10 +36,9 @@ class OnPixels(nn.Module):
         super().__init__()
         self.net, self._transforms = net, transforms
 
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return logits [B, K]."""
-        logits: torch.Tensor = self.net(normalize(pixels, self._transforms).contiguous())
-        return logits
+    def forward(self, pixels: torch.Tensor) -> Any:
+        """Return logits [B, K]; in training, those of auxiliary classifiers too where the network has some."""
+        return self.net(normalize(pixels, self._transforms).contiguous())
 
 
 def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1) -> Document | None:
@@ -48,9 +50,13 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
         Makes gradients average over the workers; the identity for one worker.
     """
     store = open_storage(task.store, task.storage)
-    net, architecture = start_network(task)
+    start = start_network(task, store)
+    net, architecture = start.net, start.architecture
     trained, trainee = _trainee(task, net, architecture.transforms, seat, wrap)
-    course = _course(task, store, architecture, threads)
+    course = _course(task, store, start, threads)
+    if not task.cached:
+        alone = 0 if task.train.mode == "head" else min(task.train.batch_size, course.num_train) // seat.world
+        check_size(architecture.builder, architecture.arguments, architecture.transforms, alone)
     checkpoints = Checkpoints(store, task.run_key, task.train.keep_checkpoints)
     history = train(trainee, course, seat, checkpoints, pulse)
     if seat.rank:
@@ -59,7 +65,7 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
     version = seal(store, task.model.name, architecture, _weights(task, net, trained))
     result = {
         "version": version, "run_key": task.run_key, "dataset": task.dataset, "started_at": task.started_at,
-        "history": history, "num_train": sum(len(part) for part in course.train), "num_val": len(course.val),
+        "history": history, "num_train": course.num_train, "num_val": len(course.val),
         "workers": seat.world,
     }  # fmt: skip
     store.write(f"{layout.bundle(task.model.name, version)}/training.json", encode(result))
@@ -67,27 +73,35 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
     return result
 
 
-def start_network(task: TrainTask) -> tuple[nn.Module, Architecture]:
-    """Return the network that training starts from; its new parts depend on the seed only."""
-    classes = Classes(task.classes, task.classes)
+@dataclass(frozen=True)
+class Start:
+    """The network that training starts from, and whether its head knows nothing yet."""
+
+    net: nn.Module
+    architecture: Architecture
+    fresh_head: bool
+
+
+def start_network(task: TrainTask, store: Storage) -> Start:
+    """Return the network that training starts from; its new parts depend on the seed only.
+
+    A bundle's head goes on where its classes are the same: the second stage of a training. Any other is replaced.
+    """
+    model, classes = task.model, Classes(task.classes, task.classes)
     if task.train.mode == "scratch":
-        transforms = zoo.published_transforms(task.model)
-        arguments = zoo.builder_arguments(task.model, transforms)
-        architecture = Architecture(task.model.builder, arguments, "native", classes, transforms)
+        transforms = zoo.published_transforms(model, task.input.size_px)
+        arguments = zoo.builder_arguments(model, transforms)
+        architecture = Architecture(model.builder, arguments, "native", classes, transforms)
         torch.manual_seed(task.seed)
-        net = architecture.build()
-    else:
-        net, transforms = pretrained(task.model, task.storage)
-        architecture = Architecture(
-            task.model.builder, zoo.builder_arguments(task.model, transforms), "linear", classes, transforms
-        )
+        return Start(architecture.build(), architecture, True)
+    given = load_pretrained(store, model, task.storage, task.input.size_px)
+    kept = given.classes is not None and given.classes.names == classes.names and has_linear_head(given.net)
+    if not kept:
         torch.manual_seed(task.seed)
-        zoo.replace_head(net, len(classes))
-    if task.train.mode != "head" and task.model.builder in ("inception_v3", "googlenet"):
-        raise ModelError(
-            f"{task.model.builder} has auxiliary outputs, which only train.mode head and none can do without yet"
-        )
-    return net, architecture
+        replace_head(given.net, len(classes))
+    head = given.head if kept else "linear"
+    architecture = Architecture(model.builder, given.arguments, head, classes, given.transforms)
+    return Start(given.net, architecture, not kept)
 
 
 def _trainee(
@@ -97,7 +111,7 @@ def _trainee(
     if task.train.mode != "head":
         whole = OnPixels(net, transforms).to(seat.device)
         return net, Trainee(whole, wrap(whole), lambda training: _set_mode(whole, whole, training))
-    head = zoo.head_of(net)
+    head = head_of(net)
     if task.cached:
         head.to(seat.device)
         return head, Trainee(head, wrap(head), lambda training: None)
@@ -114,7 +128,8 @@ def _set_mode(whole: nn.Module, learning: nn.Module, training: bool) -> None:
     learning.train(training)
 
 
-def _course(task: TrainTask, store: Storage, architecture: Architecture, threads: int) -> Course:
+def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Course:
+    architecture = start.architecture
     examples = load_examples(store, task.dataset, task.examples, task.shards, task.split)
     indices = {label: architecture.classes.index_of(label) for label in set(examples.labels)}
     targets = torch.tensor(
@@ -124,11 +139,11 @@ def _course(task: TrainTask, store: Storage, architecture: Architecture, threads
     inputs = Inputs(examples, targets, ShardCache(task.shards, read, task.train.cache_mb * 2**20))
     val = examples.of("val")
     train_by_shard, val = examples.by_shard(examples.of("train")), val[targets[val] >= 0]
-    return Course(inputs, train_by_shard, val, len(architecture.classes), task.train, task.seed)
+    return Course(inputs, train_by_shard, val, len(architecture.classes), task.train, task.seed, start.fresh_head)
 
 
 def _weights(task: TrainTask, net: nn.Module, trained: nn.Module) -> dict[str, torch.Tensor]:
     """Return the whole network's weights: a head trained on features belongs to the network that made them."""
     if task.cached:
-        zoo.head_of(net).load_state_dict(trained.state_dict())
+        head_of(net).load_state_dict(trained.state_dict())
     return net.state_dict()

@@ -97,7 +97,7 @@ class Labeller:
     def __init__(self, task: LabelTask) -> None:
         self._task = task
         self._store = open_storage(task.store, task.storage)
-        self._manifest = read_manifest(self._store, task.generation.model, task.version)
+        self._manifest = read_manifest(self._store, task.generation.model, task.version, task.builder)
         source, label = task.input.without_truth(), task.label
         self._reader = ShardReader(source, task.storage, label.columns, label.buffer_mb << 20)
         self._budget = Budget(label.buffer_mb << 20)

@@ -95,6 +95,11 @@ def bundle(model: str, version: str) -> str:
     return f"models/{model}/{version}"
 
 
+def published_weights(name: str) -> str:
+    """Path of weights that torchvision publishes, as safetensors: a cache."""
+    return f"cache/weights/{name}.safetensors"
+
+
 def production(model: str) -> str:
     """Folder of the pointer to the version that labels tonight."""
     return f"models/{model}/production"

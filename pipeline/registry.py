@@ -4,7 +4,7 @@ from pipeline import layout
 from pipeline.documents import Document, advance, digest, newest, read_document
 from pipeline.errors import AlreadyExistsError, ModelError, NotFoundError
 from pipeline.layout import Generation
-from pipeline.settings import InputSettings, LabelSettings
+from pipeline.settings import InputSettings, LabelSettings, ModelSettings
 from pipeline.storage import Storage
 
 BUNDLE_FORMAT = 1
@@ -29,15 +29,35 @@ def promote_first(storage: Storage, model: str, version: str, at: str) -> bool:
     return True
 
 
-def resolve(storage: Storage, model: str, version: str | None) -> str:
-    """Return the version asked for, else production; ModelError when there is no such bundle."""
-    chosen = version or production(storage, model)
+def resolve(storage: Storage, settings: ModelSettings) -> str:
+    """Return the version asked for, else production.
+
+    Raises
+    ------
+    ModelError
+        When there is no such bundle, or it names code that the config does not: see `refuse_code`.
+    """
+    model = settings.name
+    chosen = settings.version or production(storage, model)
     if chosen is None:
         raise ModelError(
             f"the store has no model {model!r} yet; run `nightshift train CONFIG` first (mode none adopts weights as they are)"
         )
-    read_bundle_document(storage, model, chosen)
+    refuse_code(read_bundle_document(storage, model, chosen), f"bundle {model}@{chosen}", settings.builder)
     return chosen
+
+
+def refuse_code(document: Document, name: str, builder: str) -> None:
+    """Raise ModelError when a bundle is built by code of the user's own and the config does not name that code.
+
+    A store is data. Whoever can write there must not be able to say what is imported and called here.
+    """
+    wanted = document["builder"]
+    if ":" in wanted and wanted != builder:
+        raise ModelError(
+            f"{name} is built by {wanted}, code that is only run when the config names it, and the config says "
+            f"model.builder: {builder}; if you trust that code, set model.builder: {wanted}"
+        )
 
 
 def versions(storage: Storage, model: str) -> list[str]:

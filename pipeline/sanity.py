@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from pipeline.heads import split_outputs
 from pipeline.optimizers import make_optimizer
 from pipeline.trainsettings import TrainSettings
 
@@ -41,7 +42,7 @@ def by_heart_warning(
     torch.manual_seed(0)
     end, first, loss, right = time.monotonic() + LIMIT_S, math.nan, math.nan, 0
     for step in range(STEPS):
-        logits = probe(inputs)
+        logits, _ = split_outputs(probe(inputs))
         mean = functional.cross_entropy(logits, targets)
         loss, right = mean.item(), int((logits.argmax(1) == targets).sum())
         first = loss if step == 0 else first

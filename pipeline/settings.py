@@ -51,6 +51,7 @@ class InputSettings(Section):
     group_column: str | None = Field(None, description="rows of one group never part: same split")
     filter: tuple[Predicate, ...] = Field((), description="[column, 'op', value] each: rows or Hive partitions to take")
     max_vanished_fraction: float = Field(0.2, ge=0, le=1, description="more known images gone: the night is held")
+    size_px: int | None = Field(None, gt=0, description="training: the model's input size (default: as published)")
     max_pixels: int = Field(100_000_000, gt=0, description="larger images are refused before decoding")
     shard_images: int = Field(256, gt=0, description="images per shard, the unit of work and of commit")
 
@@ -62,8 +63,10 @@ class InputSettings(Section):
         return value
 
     def without_truth(self) -> "InputSettings":
-        """Return the input as labelling needs it: without the columns that only training and evaluation read."""
-        return self.model_copy(update={"label_column": None, "split_column": None, "group_column": None})
+        """Return the input as labelling needs it: without what only training and evaluation read."""
+        return self.model_copy(
+            update={"label_column": None, "split_column": None, "group_column": None, "size_px": None}
+        )
 
     @field_validator("filter", mode="before")
     @classmethod
@@ -119,9 +122,11 @@ class ModelSettings(Section):
     """Which network, from which weights, under which name in the store."""
 
     name: str = Field("model", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    builder: str = Field("mobilenet_v2", description="torchvision classification builder, linear or lab_cnn")
+    builder: str = Field("mobilenet_v2", description="a name of `nightshift models`, or package.module:function")
     arguments: dict[str, Any] = Field({}, description="keyword arguments of the builder, such as width_mult")
-    weights: str | None = Field(None, description="safetensors state dict: a path or URL")
+    weights: str | None = Field(
+        None, description="safetensors file or URL, torchvision name such as DEFAULT, or bundle name@version"
+    )
     version: str | None = Field(None, description="bundle that labels (default: production)")
     classes: str | None = Field(None, description="JSON list of class names (mode: none)")
     transforms: TransformSettings = TransformSettings()

@@ -26,17 +26,22 @@ class LabelTask:
     version: str
     run_id: str
     threads: int = 1
+    builder: str = ""  # that of the config: code of the user's own is run only when it is named there
 
 
 @dataclass(frozen=True)
 class ExamplesTask:
-    """Make the example tables called `name`; `backbone` says whether they hold features of `model`."""
+    """Make the example tables called `name`; `backbone` says whether they hold features of `model`.
+
+    `train` is what they are made for: a network that could not be trained so is refused before an image is read.
+    """
 
     store: str
     storage: StorageSettings
     input: InputSettings
     dataset: str
     model: ModelSettings
+    train: TrainSettings
     name: str
     backbone: bool
     batch_size: int = 64
@@ -80,3 +85,4 @@ class EvaluateTask:
     version: str
     splits: tuple[str, ...]
     threads: int = 1
+    builder: str = ""  # as in LabelTask

@@ -17,6 +17,7 @@ from torch.nn import functional
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Document
 from pipeline.errors import ModelError
+from pipeline.heads import split_outputs
 from pipeline.lanes import EpochOrder, Indices, epoch_order, num_steps
 from pipeline.loading import Inputs
 from pipeline.optimizers import make_optimizer
@@ -55,6 +56,12 @@ class Course:
     num_classes: int
     settings: TrainSettings
     seed: int
+    fresh_head: bool = True  # its first loss is that of guessing
+
+    @property
+    def num_train(self) -> int:
+        """Examples of an epoch."""
+        return sum(len(part) for part in self.train)
 
     def order(self, epoch: int) -> EpochOrder:
         """Return the batches of an epoch."""
@@ -95,7 +102,7 @@ class _Training:
         checkpoint = agreed(checkpoints, seat) if checkpoints else None
         self._at = restore(checkpoint, trainee.module, self._optimizer) if checkpoint else Position()
         self._saved = checkpoint.step if checkpoint else 0
-        self._steps = num_steps(sum(len(part) for part in course.train), course.settings.batch_size)  # of every epoch
+        self._steps = num_steps(course.num_train, course.settings.batch_size)  # of every epoch
         self._stops = Stops(course.settings, seat.from_first, self._done)
         self._sums = self._at.sums_of(seat)
         self._compared = self._at.sums.sum(0)
@@ -147,11 +154,12 @@ class _Training:
 
     def _step(self, inputs: torch.Tensor, targets: torch.Tensor, global_size: int, since: float) -> None:
         torch.manual_seed(_step_seed(self._course.seed, self._done, self._seat.rank))  # dropout
-        logits = self._trainee.forward(inputs)
+        logits, auxiliary = split_outputs(self._trainee.forward(inputs))
         loss_sum = functional.cross_entropy(logits, targets, reduction="sum")
+        whole = loss_sum + sum(w * functional.cross_entropy(a, targets, reduction="sum") for w, a in auxiliary)
         self._pulse.ready(perf_counter() - since)
         self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss_sum * self._seat.world / global_size)
+        torch.autograd.backward(whole * self._seat.world / global_size)
         self._optimizer.step()
         self._sums += _sums(loss_sum, logits, targets)
         self._pulse.advanced(len(targets))
@@ -166,7 +174,7 @@ class _Training:
         if self._at.first_loss is None:
             self._at.first_loss = mean
             warning = first_loss_warning(mean, int(count), self._course.num_classes)
-            if warning and settings.sanity and self._seat.rank == 0:
+            if warning and settings.sanity and self._course.fresh_head and self._seat.rank == 0:
                 self._pulse.warn(warning)
         usual = max(self._at.first_loss, math.log(self._course.num_classes))
         if not math.isfinite(mean) or mean > EXPLODED * usual:

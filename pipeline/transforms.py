@@ -1,6 +1,6 @@
 """Preprocessing: a decoded picture to model input. It belongs to the weights, so the bundle holds it and nothing else sets it."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +93,13 @@ class Transforms:
 def transforms_from_json(document: dict[str, Any]) -> Transforms:
     """Undo `Transforms.to_json`."""
     return Transforms(**{**document, "mean": tuple(document["mean"]), "std": tuple(document["std"])})
+
+
+def resized_to(published: Transforms, size_px: int | None) -> Transforms:
+    """Return the preprocessing for an input of `size_px`, what is resized to in proportion to what is cropped."""
+    if size_px is None:
+        return published
+    return replace(published, crop_px=size_px, resize_px=round(size_px * published.resize_px / published.crop_px))
 
 
 def override(published: Transforms, settings: TransformSettings) -> Transforms:

@@ -152,9 +152,10 @@ class Workshop:
         if self._network is None:
             from pipeline.bundle import load_bundle
 
-            self._network = load_bundle(self._store, self._manifest.name, self._manifest.version).net
+            sealed = self._manifest  # it has been read, so that its code may be run
+            self._network = load_bundle(self._store, sealed.name, sealed.version, sealed.architecture.builder).net
             if self._embeddings:
-                from pipeline.zoo import append_features
+                from pipeline.heads import append_features
 
                 append_features(self._network)
         return self._network

@@ -488,15 +488,17 @@ def training_task() -> Callable[..., Any]:
         model: dict[str, Any],
         shard_images: int = 10,
         key: str = "key",
+        size_px: int | None = None,
     ) -> TrainTask:
-        source, storage = InputSettings(url=str(images), shard_images=shard_images), StorageSettings()
+        source = InputSettings(url=str(images), shard_images=shard_images, size_px=size_px)
+        storage = StorageSettings()
         folder, _ = open_source(source, storage)
         files = list_source(source, storage).files
         shards = tuple(make_shards((s for f in files for s in segments_of(f, "images", source, folder)), shard_images))
         settings, network, split = TrainSettings(**train), ModelSettings(**model), SplitSettings()
         cached = settings.mode == "head" and settings.cache_features
         name = "features" if cached else "examples"
-        extract = Extractor(ExamplesTask(str(store), storage, source, "images", network, name, cached))
+        extract = Extractor(ExamplesTask(str(store), storage, source, "images", network, settings, name, cached))
         for shard in shards:
             extract(shard)
         examples = load_examples(open_storage(str(store), storage), "images", name, shards, split)

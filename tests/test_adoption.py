@@ -2,11 +2,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 
 from pipeline.adoption import adopt
 from pipeline.bundle import load_bundle
 from pipeline.errors import ModelError
+from pipeline.labelling import Predictor, answer
 from pipeline.settings import ModelSettings, TransformSettings
 from pipeline.storage import open_storage
 from pipeline.zoo import build
@@ -43,10 +44,41 @@ def test_weights_and_classes_become_a_bundle(store, settings, storage_settings, 
     assert bundle.architecture.classes.names == ("cat", "dog", "mug")
     assert bundle.architecture.transforms.crop_px == 4
     assert bundle.temperature == 1.0
-    from safetensors.torch import load_file
-
     given = load_file(tmp_path / "w.safetensors")
     assert all(torch.equal(given[key], tensor) for key, tensor in bundle.net.state_dict().items())
+
+
+def test_a_bundle_is_adopted_again_with_its_own_classes(store, settings, storage_settings):
+    version = adopt(store, settings, storage_settings)
+    again = changed(settings, weights=f"stock@{version}", classes=None)
+    assert adopt(store, again, storage_settings) == version
+    other = changed(again, name="other", transforms=TransformSettings(resize_px=6))
+    bundle = load_bundle(store, "other", adopt(store, other, storage_settings))
+    assert bundle.architecture.classes.names == ("cat", "dog", "mug")
+    assert (bundle.architecture.transforms.resize_px, bundle.architecture.transforms.color) == (6, "L")
+
+
+def test_published_weights_are_adopted_with_their_own_classes(store, storage_settings, shared_data):
+    state = load_file(shared_data / "weights/squeezenet1_1_imagenet.safetensors")
+    store.write("cache/weights/squeezenet1_1-b8a52dc0.safetensors", save(state))  # as if it had been fetched
+    bundle = load_bundle(
+        store, "model", adopt(store, ModelSettings(builder="squeezenet1_1", weights="DEFAULT"), storage_settings)
+    )
+    assert len(bundle.architecture.classes) == 1000
+    assert bundle.architecture.classes.names[207] == "golden retriever"
+    assert torch.equal(bundle.net.state_dict()["features.0.weight"], state["features.0.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+def test_an_input_that_the_network_cannot_take_is_refused(store, storage_settings, tmp_path):
+    save_file(build("lab_cnn", {"size_px": 3, "in_channels": 3}, 2).state_dict(), tmp_path / "lab.safetensors")
+    (tmp_path / "two.json").write_text('["a", "b"]')
+    small = ModelSettings(
+        builder="lab_cnn", weights=str(tmp_path / "lab.safetensors"), classes=str(tmp_path / "two.json")
+    )
+    with pytest.raises(ModelError, match=r"3 pixels does not fit lab_cnn.* is 4\. Set input\.size_px"):
+        adopt(store, small, storage_settings, 3)
+    assert list(store.list()) == []
 
 
 def test_adopting_twice_is_one_version(store, settings, storage_settings):
@@ -55,7 +87,7 @@ def test_adopting_twice_is_one_version(store, settings, storage_settings):
 
 @pytest.mark.parametrize("key", ["weights", "classes"])
 def test_both_weights_and_classes_are_needed(store, settings, storage_settings, key):
-    with pytest.raises(ModelError, match=rf"needs model\.{key}; set it"):
+    with pytest.raises(ModelError, match=rf"needs model\.{key}[;,].*set it, or choose another"):
         adopt(store, changed(settings, **{key: None}), storage_settings)
 
 
@@ -94,3 +126,21 @@ def test_the_stock_imagenet_model_is_adopted_with_its_own_classes(store, storage
     assert len(bundle.architecture.classes) == 1000
     assert bundle.architecture.classes.names.count("crane") == 2
     assert (bundle.architecture.transforms.resize_px, bundle.architecture.transforms.crop_px) == (256, 224)
+
+
+def test_26_263_classes_are_adopted_and_answered_by_their_best(store, tmp_path, storage_settings, png):
+    """The number of places in "PlaNet": the last layer is most of the network, and a label is still a top 5."""
+    net = build("linear", {"size_px": 4, "in_channels": 1}, 26_263)
+    with torch.no_grad():
+        net.fc.bias[[7, 26_262]] += 50.0
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    (tmp_path / "classes.json").write_text(json.dumps([f"place {n}" for n in range(26_263)]))
+    places = ModelSettings(
+        name="places", builder="linear", weights=str(tmp_path / "w.safetensors"), classes=str(tmp_path / "classes.json"),
+        transforms=TransformSettings(resize_px=5, crop_px=4, color="L"),
+    )  # fmt: skip
+    bundle = load_bundle(store, "places", adopt(store, places, storage_settings))
+    row = answer(Predictor(bundle, 5), "photo", png(3), 10**6)
+    assert len(row["top_k"]) == 5
+    assert {best["class_index"] for best in row["top_k"][:2]} == {7, 26_262}
+    assert row["label"] == f"place {row['class_index']}"

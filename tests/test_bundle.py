@@ -1,17 +1,25 @@
 import hashlib
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from families import ALL, FAMILIES, images
 from safetensors.torch import save, save_file
 
+from pipeline import zoo
 from pipeline.bundle import Architecture, fit_weights, load_bundle, parse_weights, read_weights, seal
 from pipeline.classes import Classes
 from pipeline.errors import ModelError
+from pipeline.heads import has_linear_head, head_of
+from pipeline.settings import ModelSettings
 from pipeline.storage import open_storage
 from pipeline.transforms import Transforms
 
+ROOT = Path(__file__).resolve().parent.parent
 CLASSES = Classes(("cat", "crane", "crane"), ("n1", "n2", "n3"))
 TRANSFORMS = Transforms(10, 8, "RGB", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
 LAB = Architecture("lab_cnn", {"size_px": 8, "in_channels": 3}, "native", CLASSES, TRANSFORMS)
@@ -47,25 +55,59 @@ def test_a_bundle_reads_back_as_what_was_sealed(store, sealed):
         assert torch.equal(bundle.net(images), net(images))
 
 
-@pytest.mark.parametrize(
-    ("builder", "arguments", "head"),
-    [
-        ("mobilenet_v2", {"width_mult": 0.25}, "linear"),
-        ("squeezenet1_1", {}, "native"),
-        ("squeezenet1_1", {}, "linear"),
-        ("inception_v3", {"transform_input": True, "aux_logits": True, "init_weights": False}, "linear"),
-    ],
-)
-def test_logits_after_reloading_are_identical(store, builder, arguments, head):
-    architecture = Architecture(builder, arguments, head, CLASSES, Transforms(80, 80))
-    torch.manual_seed(1)
-    net = architecture.build().eval()
-    version = seal(store, "m", architecture, net.state_dict())
-    images = torch.rand(1, 3, 80, 80)
+READER = """
+import sys, torch
+from pathlib import Path
+from pipeline.bundle import load_bundle
+from pipeline.settings import StorageSettings
+from pipeline.storage import open_storage
+
+store = open_storage(sys.argv[1], StorageSettings())
+for line in Path(sys.argv[1], "asked").read_text().split():
+    name, version, size_px = line.split(":")
+    net = load_bundle(store, name, version).net
+    images = torch.randn(2, 3, int(size_px), int(size_px), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        logits = net(images)
+        Path(sys.argv[1], f"{name}.logits").write_bytes(net(images).numpy().tobytes())
+"""
+
+
+def test_logits_in_a_fresh_process_are_those_of_the_sealing_one_bit_for_bit(store, tmp_path):
+    """Of every family with its own head, of some with a new one; inception's and googlenet's inputs transformed as trained."""
+    expected, asked = {}, []
+    new_heads = ("squeezenet1_1", "inception_v3", "googlenet", "mobilenet_v2", "densenet121")
+    for builder, head in [*((name, "native") for name in ALL), *((name, "linear") for name in new_heads)]:
+        size_px, _, arguments = FAMILIES.get(builder, (64, 0, {}))
+        settings = ModelSettings(builder=builder, arguments=arguments, weights="w.safetensors")
+        arguments = zoo.builder_arguments(settings, Transforms(size_px, size_px))
+        architecture = Architecture(builder, arguments, head, CLASSES, Transforms(size_px, size_px))
+        torch.manual_seed(1)
+        net = architecture.build().eval()
+        if has_linear_head(net):
+            head_of(net).reset_parameters()
+        with torch.inference_mode():
+            logits = net(images(builder))
         assert logits.std() > 0
-        assert torch.equal(load_bundle(store, "m", version).net(images), logits)
+        name = f"{builder}-{head}"
+        version = seal(store, name, architecture, net.state_dict())
+        expected[name] = logits.numpy().tobytes()
+        asked.append(f"{name}:{version}:{size_px}")
+    (tmp_path / "store" / "asked").write_text("\n".join(asked))
+    subprocess.run([sys.executable, "-c", READER, str(tmp_path / "store")], check=True, cwd=ROOT)
+    assert {name: (tmp_path / "store" / f"{name}.logits").read_bytes() for name in expected} == expected
+
+
+def test_without_its_transformed_input_inception_answers_something_else(store):
+    arguments = {"aux_logits": False, "init_weights": False}
+    nets = [
+        Architecture("inception_v3", arguments | {"transform_input": given}, "native", CLASSES, Transforms(75, 75))
+        for given in (True, False)
+    ]
+    torch.manual_seed(1)
+    first, second = (architecture.build().eval() for architecture in nets)
+    second.load_state_dict(first.state_dict())
+    with torch.inference_mode():
+        assert not torch.equal(first(images("inception_v3")), second(images("inception_v3")))
 
 
 def test_sealing_twice_is_one_version_and_one_content(store, sealed):
@@ -203,3 +245,47 @@ def test_cut_weights_are_said(cut):
     data = save({"a": torch.arange(100.0)})
     with pytest.raises(ModelError, match="here: not a readable safetensors file"):
         parse_weights(data[:cut], "here")
+
+
+OWN_CODE = """
+from torch import nn
+
+def tiny(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """An architecture of code that lies in the working directory, and the code's file."""
+    name = f"own_{tmp_path.name}"
+    path = tmp_path / f"{name}.py"
+    path.write_text(OWN_CODE)
+    monkeypatch.chdir(tmp_path)
+    return Architecture(f"{name}:tiny", {}, "native", CLASSES, Transforms(2, 2)), path
+
+
+def test_code_is_run_only_when_the_config_names_it(store, own):
+    architecture, path = own
+    version = seal(store, "m", architecture, architecture.build().state_dict())
+    path.write_text(f"{OWN_CODE}\nopen({str(path.with_suffix('.ran'))!r}, 'w')\n")
+    for builder in ("", "mobilenet_v2", "os:system"):
+        with pytest.raises(
+            ModelError, match=f"bundle m@{version} is built by {architecture.builder}, code that is only run"
+        ):
+            load_bundle(store, "m", version, builder)
+    assert not path.with_suffix(".ran").exists()
+
+
+def test_bundles_of_ones_own_code_answer_as_sealed_and_know_their_code(store, own):
+    architecture, path = own
+    net = architecture.build()
+    version = seal(store, "m", architecture, net.state_dict())
+    bundle, pixels = load_bundle(store, "m", version, architecture.builder), torch.randn(2, 3, 2, 2)
+    assert torch.equal(bundle.net(pixels), net(pixels))
+    assert len(bundle.architecture.code_sha256) == 64
+    path.write_text(OWN_CODE + "# another comment")
+    with pytest.raises(
+        ModelError, match=rf"the code of {architecture.builder} is not the one that it was sealed with.*m@{version}"
+    ):
+        load_bundle(store, "m", version, architecture.builder)

@@ -22,6 +22,7 @@ SURFACE = {
     "labels": {"--to", "--limit"},
     "status": set(),
     "report": {"--run"},
+    "models": {"--measure", "--plot"},
     "clean": {"--older-than", "--yes", "--models"},
     "doctor": set(),
 }

@@ -289,3 +289,22 @@ def test_predicates_keep_their_kinds_of_values(config):
     found = config(MINIMAL, text).input.filter
     assert found == (("day", "=", date(2026, 11, 24)), ("n", "in", (1, 2.5)), ("ok", "!=", True), ("name", ">=", "1"))
     assert [type(value) for _, _, value in found] == [date, tuple, bool, str]
+
+
+# Weights and input sizes.
+
+
+@pytest.mark.parametrize("name", ["DEFAULT", "ResNet50_Weights.IMAGENET1K_V2", "flowers@production", "flowers@0a1b2c"])
+def test_names_of_weights_and_of_bundles_are_no_paths(config, name):
+    assert config(MINIMAL, f"model.weights={name}").model.weights == name
+
+
+@pytest.mark.parametrize("path", ["w.safetensors", "weights/w.safetensors"])
+def test_files_of_weights_are_made_absolute(config, path):
+    assert Path(config(MINIMAL, f"model.weights={path}").model.weights).is_absolute()
+
+
+def test_an_input_size_that_is_given_twice_is_refused(config):
+    assert config(MINIMAL, "input.size_px=160").input.size_px == 160
+    message = refused(config, MINIMAL, "input.size_px=160", "model.transforms.crop_px=160")
+    assert "input.size_px and model.transforms.crop_px both say" in message

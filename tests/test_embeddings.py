@@ -14,11 +14,11 @@ from jobs.labels import show
 from jobs.photo import label_photo
 from pipeline.bundle import load_bundle
 from pipeline.deltatable import sync_table
+from pipeline.heads import split_head
 from pipeline.labelling import Labeller
 from pipeline.publication import publish
 from pipeline.tables import read_schema, read_table, write_table
 from pipeline.workshop import Workshop
-from pipeline.zoo import split_head
 
 ENGINES = [("auto", "auto"), ("torch", "fp32"), ("openvino", "fp32")]
 

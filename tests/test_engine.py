@@ -4,8 +4,8 @@ from torch import nn
 from torchvision.transforms import v2
 
 from pipeline.engine import TorchEngine, normalize
+from pipeline.networks import LabCNN, Linear
 from pipeline.transforms import Transforms
-from pipeline.zoo import LabCNN, Linear
 
 GREY = Transforms(8, 8, "L", (0.25,), (0.5,))
 

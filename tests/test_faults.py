@@ -22,6 +22,7 @@ from pipeline import layout
 from pipeline.documents import advance
 from pipeline.publication import read_view
 from pipeline.registry import resolve
+from pipeline.settings import ModelSettings
 from pipeline.storage import open_storage
 from pipeline.tables import read_table
 
@@ -98,7 +99,7 @@ class Stage:
         """Seal another model and make it the production version, which is returned."""
         other = self.night.seal(builder, seed=1, size_px=size_px)
         advance(self.night.store, layout.production("tiny"), {"version": other, "at": "now", "reason": "chaos"}, 1)
-        assert resolve(self.night.store, "tiny", None) == other
+        assert resolve(self.night.store, ModelSettings(name="tiny")) == other
         return other
 
     def set_label(self, **settings):

@@ -9,14 +9,17 @@ from pipeline import layout, zoo
 from pipeline.engine import normalize
 from pipeline.errors import ModelError
 from pipeline.examples import EXAMPLES_VERSION
-from pipeline.features import Extractor, pretrained
+from pipeline.features import Extractor
+from pipeline.heads import head_of, split_head
 from pipeline.images import decode
+from pipeline.pretrained import load_pretrained
 from pipeline.settings import InputSettings, ModelSettings
 from pipeline.shards import Shard
 from pipeline.sources import list_source, open_source, segments_of
 from pipeline.storage import open_storage
 from pipeline.tables import read_table
 from pipeline.tasks import ExamplesTask
+from pipeline.trainsettings import TrainSettings
 
 GREY = {"resize_px": 6, "crop_px": 5, "color": "L", "mean": (0.5,), "std": (0.5,)}
 
@@ -39,6 +42,11 @@ def pictures(tmp_path, class_folders):
     return root
 
 
+def pretrained(model, storage):
+    given = load_pretrained(open_storage("/nowhere", storage), model, storage)
+    return given.net, given.transforms
+
+
 def one_shard(root, storage):
     source = InputSettings(url=str(root))
     folder, _ = open_source(source, storage)
@@ -48,8 +56,9 @@ def one_shard(root, storage):
 def extract(tmp_path, root, storage, model, backbone, batch_size=5):
     """Return the shard's table, and how many rows the extractor says that it has."""
     shard = one_shard(root, storage)
+    train = TrainSettings(mode="head" if backbone else "none")
     task = ExamplesTask(
-        str(tmp_path / "store"), storage, InputSettings(url=str(root)), "d", model, "x", backbone, batch_size
+        str(tmp_path / "store"), storage, InputSettings(url=str(root)), "d", model, train, "x", backbone, batch_size
     )
     count = Extractor(task)(shard)
     return read_table(open_storage(task.store, storage), layout.features("d", "x", shard.id)), count
@@ -72,7 +81,7 @@ def test_features_are_what_the_frozen_backbone_gives(tmp_path, pictures, storage
     table, count = extract(tmp_path, pictures, storage_settings, lab, True)
     assert count == 12
     net, transforms = pretrained(lab, storage_settings)
-    assert zoo.split_head(net) == 32
+    assert split_head(net) == 32
     for row in table.to_pylist():
         image = decode((pictures / row["uri"]).read_bytes(), "L", 10**6).image
         pixels = torch.from_numpy(transforms.pixels(image)[None].copy())
@@ -106,7 +115,7 @@ def test_a_shard_without_a_readable_image_has_an_empty_table_of_the_same_schema(
 
 def test_pretrained_keeps_all_classes_of_the_weights(storage_settings, lab):
     net, transforms = pretrained(lab, storage_settings)
-    assert zoo.head_of(net).out_features == 4
+    assert head_of(net).out_features == 4
     assert transforms.to_json() == {**GREY, "mean": [0.5], "std": [0.5], "interpolation": "bilinear"}
 
 
@@ -114,3 +123,17 @@ def test_weights_of_another_network_are_refused_before_anything_is_read(tmp_path
     other = lab.model_copy(update={"builder": "linear"})
     with pytest.raises(ModelError, match="does not fit Linear"):
         extract(tmp_path, pictures, storage_settings, other, True)
+
+
+def test_a_head_that_is_not_the_networks_output_is_refused_before_an_image_is_read(
+    tmp_path, pictures, storage_settings, monkeypatch
+):
+    name = f"own_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(
+        "from torch import nn\n\ndef net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes), nn.Softmax(1))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    model = ModelSettings(builder=f"{name}:net", weights="w.safetensors", transforms={"resize_px": 8, "crop_px": 8})
+    with pytest.raises(ModelError, match="something else than its last linear layer gives"):
+        extract(tmp_path, pictures, storage_settings, model, True)

@@ -14,6 +14,7 @@ from pipeline.checkpoints import Checkpoints
 from pipeline.engine import TorchEngine, normalize
 from pipeline.errors import ModelError
 from pipeline.fitting import OnPixels, fit, start_network
+from pipeline.heads import head_of
 from pipeline.pulse import Pulse
 from pipeline.seat import Seat
 from pipeline.storage import open_storage
@@ -44,13 +45,12 @@ def weights(tmp_path_factory):
 def make(tmp_path, class_folders, training_task):
     """Return a task on small folders of pictures, in a store of its own; pictures and tables are made once."""
 
-    def task(train, model, where="store", classes=("cat", "dog", "mug"), num=None):
+    def task(train, model, where="store", classes=("cat", "dog", "mug"), num=None, size_px=None):
         images = tmp_path / f"images-{len(classes)}"
         if not images.exists():
-            class_folders(
-                images, num or {"train": 6, "val": 2}, classes, (36, 34) if model["transforms"] == WIDE else (9, 8)
-            )
-        return training_task(images, tmp_path / where, train, model)
+            sizes = (9, 8) if model.get("transforms") == SMALL else (36, 34)
+            class_folders(images, num or {"train": 6, "val": 2}, classes, sizes)
+        return training_task(images, tmp_path / where, train, model, size_px=size_px)
 
     return task
 
@@ -130,7 +130,7 @@ def test_the_head_from_cached_features_is_the_head_from_the_live_backbone(make, 
         assert task.cached is cached
         results.append(run(task))
         nets.append(bundle_of(task, results[-1]).net)
-    heads = [zoo.head_of(net).state_dict() for net in nets]
+    heads = [head_of(net).state_dict() for net in nets]
     assert heads[0].keys() == {"weight", "bias"}
     for key in heads[0]:
         torch.testing.assert_close(heads[0][key], heads[1][key], rtol=0, atol=1e-5)
@@ -202,10 +202,11 @@ def test_other_ranks_than_0_leave_nothing_in_the_store(make):
 def test_the_fresh_parts_depend_on_the_seed_and_on_nothing_else(make, weights):
     for train, model in (CASES["scratch"](weights), CASES["finetune"](weights)):
         task = make(train, model)
-        first = start_network(task)[0]
+        store = open_storage(task.store, task.storage)
+        first = start_network(task, store).net
         torch.rand(7)
-        assert same(first, start_network(task)[0])
-        assert not same(first, start_network(replace(task, seed=1))[0])
+        assert same(first, start_network(task, store).net)
+        assert not same(first, start_network(replace(task, seed=1), store).net)
 
 
 def test_held_out_images_of_unknown_classes_are_no_part_of_validation(make, tmp_path, class_folders):
@@ -216,17 +217,110 @@ def test_held_out_images_of_unknown_classes_are_no_part_of_validation(make, tmp_
     assert run(task)["num_val"] == 6
 
 
-@pytest.mark.parametrize("builder", ["inception_v3", "googlenet"])
-@pytest.mark.parametrize("mode", ["scratch", "finetune"])
-def test_networks_with_auxiliary_outputs_are_refused_where_they_would_train_wrong(make, tmp_path, builder, mode):
-    model = {"builder": builder, "transforms": WIDE, "weights": None}
-    if mode == "finetune":
-        arguments = {"aux_logits": True, "init_weights": False}
-        save_file(zoo.build(builder, arguments, 2).state_dict(), tmp_path / "aux.safetensors")
-        model["weights"] = str(tmp_path / "aux.safetensors")
-    task = make(SCRATCH | {"mode": mode}, model, num={"train": 1})
-    with pytest.raises(ModelError, match=f"{builder} has auxiliary outputs"):
-        run(task)
+AUXILIARY = {"inception_v3": ["AuxLogits.fc"], "googlenet": ["aux1.fc2", "aux2.fc2"]}
+
+
+@pytest.fixture(scope="session")
+def auxiliary_weights(tmp_path_factory):
+    """Safetensors files of both networks that have auxiliary classifiers, of 20 classes, with all of them."""
+    folder = tmp_path_factory.mktemp("auxiliary")
+    for builder in AUXILIARY:
+        torch.manual_seed(6)
+        net = zoo.build(builder, {"aux_logits": True, "init_weights": True}, 20)
+        save_file(net.state_dict(), folder / f"{builder}.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(("builder", "size_px"), [("inception_v3", 299), ("googlenet", 64)])
+@pytest.mark.parametrize("mode", ["scratch", "finetune", "head"])
+def test_auxiliary_classifiers_learn_with_the_network_and_are_sealed_with_it(
+    make, auxiliary_weights, builder, size_px, mode
+):
+    weights = None if mode == "scratch" else str(auxiliary_weights / f"{builder}.safetensors")
+    sizes = {"resize_px": size_px, "crop_px": size_px}
+    model = {"builder": builder, "transforms": sizes, "weights": weights, "arguments": {"aux_logits": True}}
+    task = make(
+        {"mode": mode, "epochs": 1, "batch_size": 2, "learning_rate": 1e-2, "sanity": False},
+        model,
+        num={"train": 1, "val": 1},
+    )
+    start = start_network(task, open_storage(task.store, task.storage)).net.state_dict()
+    sealed = bundle_of(task, run(task)).net.state_dict()
+    assert sealed.keys() == start.keys()
+    for layer in AUXILIARY[builder]:
+        assert sealed[f"{layer}.weight"].shape[0] == 3
+        assert torch.equal(sealed[f"{layer}.weight"], start[f"{layer}.weight"]) is (mode == "head")
+    assert not torch.equal(sealed["fc.weight"], start["fc.weight"])
+
+
+def test_an_input_that_training_cannot_take_is_refused_before_the_first_image(make, auxiliary_weights, tmp_path):
+    model = {
+        "builder": "inception_v3",
+        "weights": str(auxiliary_weights / "inception_v3.safetensors"),
+        "transforms": WIDE,
+    }
+    for mode, smallest in (("finetune", 299), ("head", 75)):
+        with pytest.raises(ModelError, match=f"32 pixels does not fit inception_v3.* is {smallest}"):
+            make({"mode": mode}, model, num={"train": 1})
+    assert not (tmp_path / "store" / "features").exists()
+
+
+def test_one_image_per_worker_and_step_is_refused_where_batch_norms_cannot_take_it(make, weights):
+    model = pretrained(weights, "mobilenet_v2")
+    with pytest.raises(ModelError, match="cannot train on one image at a time"):
+        make({"mode": "finetune", "batch_size": 2, "workers": 2}, model, num={"train": 1})
+    task = make({"mode": "finetune", "batch_size": 64, "epochs": 1}, model, num={"train": 1})
+    assert run(replace(task, train=task.train.model_copy(update={"sanity": False})))["num_train"] == 3
+    few = Seat(0, 2, "cpu", lambda sums: sums)
+    with pytest.raises(ModelError, match="cannot train on one image at a time"):
+        fit(task, few, lambda module: module, Pulse())
+
+
+@pytest.mark.parametrize("second", ["finetune", "head"])
+def test_a_second_stage_goes_on_from_the_first_ones_head(make, weights, second):
+    first = make(
+        {"mode": "head", "epochs": 3, "batch_size": 8, "learning_rate": 1e-2}, pretrained(weights, "mobilenet_v2")
+    )
+    before = run(first)
+    sealed = bundle_of(first, before)
+    model = {"builder": "mobilenet_v2", "weights": sealed.id}
+    task = make({"mode": second, "epochs": 1, "batch_size": 8, "learning_rate": 1e-12}, model)
+    start = start_network(task, open_storage(task.store, task.storage))
+    net, architecture = start.net, start.architecture
+    assert same(net, sealed.net)
+    assert architecture == sealed.architecture  # its arguments and preprocessing, which the config does not repeat
+    assert not start.fresh_head
+    loss = run(replace(task, run_key="second"))["history"][0]["val_loss"]
+    assert loss == pytest.approx(before["history"][-1]["val_loss"], abs=1e-5 if second == "head" else 0.2)
+
+
+def test_a_second_stage_on_other_classes_gets_a_new_head(make, weights):
+    first = make({"mode": "head", "epochs": 1, "batch_size": 8}, pretrained(weights, "squeezenet1_1"))
+    sealed = bundle_of(first, run(first))
+    task = make({"mode": "finetune", "epochs": 1}, {"builder": "squeezenet1_1", "weights": sealed.id}, classes=TEN)
+    start = start_network(task, open_storage(task.store, task.storage))
+    net, architecture = start.net, start.architecture
+    assert (head_of(net).out_features, architecture.head, start.fresh_head) == (10, "linear", True)
+    assert torch.equal(net.features[0].weight, sealed.net.features[0].weight)
+
+
+def test_a_second_stage_after_scratch_keeps_a_native_head(make):
+    first = make(SCRATCH | {"epochs": 1}, {"builder": "lab_cnn", "transforms": SMALL})
+    sealed = bundle_of(first, run(first))
+    task = make({"mode": "finetune"}, {"builder": "lab_cnn", "weights": sealed.id})
+    start = start_network(task, open_storage(task.store, task.storage))
+    net, architecture = start.net, start.architecture
+    assert (architecture.head, same(net, sealed.net)) == ("native", True)
+
+
+def test_the_input_size_of_the_config_is_what_is_trained_and_sealed(make, weights):
+    task = make(
+        {"mode": "finetune", "epochs": 1, "batch_size": 8},
+        pretrained(weights, "mobilenet_v2") | {"transforms": {}},
+        size_px=48,
+    )
+    transforms = bundle_of(task, run(task)).architecture.transforms
+    assert (transforms.resize_px, transforms.crop_px) == (55, 48)
 
 
 def test_weights_that_do_not_fit_the_builder_are_refused(make, weights):

@@ -115,7 +115,7 @@ def test_actors_take_a_gpu_each_where_there_are_some(planned, local_ray, monkeyp
 
 def test_the_same_pool_makes_examples_and_judges(night, planned, local_ray):
     config, plan, version = planned
-    store, tables = (config.store, config.storage, config.input), ("data", config.model, "plain", False)
+    store, tables = (config.store, config.storage, config.input), ("data", config.model, config.train, "plain", False)
     extractor = partial(open_extractor, ExamplesTask(*store, *tables))
     assert sum(rows for _, rows in over_shards(plan.shards, extractor, config.label)) == 29
     splits = ("train", "val", "test")

@@ -14,7 +14,7 @@ from pipeline.registry import (
     resolve,
     versions,
 )
-from pipeline.settings import InputSettings, LabelSettings
+from pipeline.settings import InputSettings, LabelSettings, ModelSettings
 from pipeline.storage import FileStorage
 
 
@@ -23,9 +23,12 @@ def store(tmp_path):
     return FileStorage(str(tmp_path))
 
 
-def seal(store, version: str, model: str = "flowers", bundle_format: int = BUNDLE_FORMAT) -> None:
+def seal(store, version: str, model: str = "flowers", bundle_format: int = BUNDLE_FORMAT, builder="linear") -> None:
     store.write(f"models/{model}/{version}/weights.safetensors", b"w")
-    store.write(f"models/{model}/{version}/bundle.json", encode({"format": bundle_format, "version": version}))
+    store.write(
+        f"models/{model}/{version}/bundle.json",
+        encode({"format": bundle_format, "version": version, "builder": builder}),
+    )
 
 
 def test_the_first_bundle_becomes_production_and_later_ones_do_not(store):
@@ -47,19 +50,29 @@ def test_the_version_asked_for_goes_before_production(store):
     seal(store, "v1")
     seal(store, "v2")
     promote_first(store, "flowers", "v1", "now")
-    assert resolve(store, "flowers", None) == "v1"
-    assert resolve(store, "flowers", "v2") == "v2"
+    assert resolve(store, ModelSettings(name="flowers")) == "v1"
+    assert resolve(store, ModelSettings(name="flowers", version="v2")) == "v2"
 
 
 def test_without_a_bundle_the_message_says_how_to_get_one(store):
     with pytest.raises(ModelError, match="no model 'flowers' yet; run `nightshift train CONFIG` first"):
-        resolve(store, "flowers", None)
+        resolve(store, ModelSettings(name="flowers"))
     seal(store, "v1")
     seal(store, "v9", model="flowers2")
     with pytest.raises(ModelError, match=r"no version 'v7' of model 'flowers'; it has: v1$"):
-        resolve(store, "flowers", "v7")
+        resolve(store, ModelSettings(name="flowers", version="v7"))
     with pytest.raises(ModelError, match="it has: none"):
-        resolve(store, "birds", "v7")
+        resolve(store, ModelSettings(name="birds", version="v7"))
+
+
+def test_a_bundle_of_code_that_the_config_does_not_name_is_refused(store):
+    seal(store, "v1", builder="mynets:tiny")
+    asked = ModelSettings(name="flowers", version="v1")
+    with pytest.raises(
+        ModelError, match=r"flowers@v1 is built by mynets:tiny.*says model\.builder: mobilenet_v2; if you trust"
+    ):
+        resolve(store, asked)
+    assert resolve(store, asked.model_copy(update={"builder": "mynets:tiny"})) == "v1"
 
 
 def test_versions_are_the_sealed_ones(store):
@@ -79,7 +92,7 @@ def test_a_bundle_of_another_format_is_refused(store):
 def test_a_damaged_bundle_document_is_named(store):
     store.write("models/flowers/v1/bundle.json", b"{")
     with pytest.raises(StorageError, match=r"models/flowers/v1/bundle\.json is not valid JSON"):
-        resolve(store, "flowers", "v1")
+        resolve(store, ModelSettings(name="flowers", version="v1"))
 
 
 def test_what_lies_beside_a_bundle(store):

@@ -230,6 +230,18 @@ def test_other_bytes_under_the_same_name_are_other_weights(nightshift, config, h
         assert ended.record["model"] != first.record["model"]
 
 
+def test_another_input_size_is_another_training_on_other_features(nightshift, config, head):
+    network = head | {"model": head["model"] | {"transforms": {"crop_px": None}}}
+    first, second, again = (
+        nightshift(config(**network, input={"size_px": size_px}), "train") for size_px in (8, 9, 8)
+    )  # 9 pixels are pooled to as many as 8
+    assert [ended.record["features_computed"] for ended in (first, second, again)] == [NUM, NUM, 0]
+    assert first.record["model"] == again.record["model"] != second.record["model"]
+    assert "finished already" in again.said
+    scratch = [nightshift(config(model={"transforms": {}}, input={"size_px": size_px}), "train") for size_px in (8, 9)]
+    assert ["finished already" in ended.said for ended in scratch] == [False, False]
+
+
 def test_how_a_training_is_run_does_not_make_it_another_one(nightshift, config):
     first = nightshift(config(), "train")
     same = {"workers": 2, "max_failures": 0, "cache_mb": 1}

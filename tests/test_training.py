@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from stopping import Stopped, StoppingAfter
 from torch import nn
+from torchvision.models.inception import InceptionOutputs
 
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import ModelError, TransientError
@@ -325,6 +327,47 @@ def test_all_workers_validate_with_the_buffers_of_rank_0_which_are_sealed():
     _share_buffers(modules[1], Seat(1, 2, "cpu", sum_over_both))
     assert [buffer.tolist() for buffer in modules[1].buffers()] == [buffer.tolist() for buffer in sent]
     assert not any(buffer.any() for buffer in offered)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_a_first_loss_that_is_not_that_of_guessing_is_warned_of_where_the_head_is_fresh(fresh):
+    module, pulse = linear(), Pulse()
+    with torch.no_grad():
+        module.weight.mul_(20)
+    settings = SETTINGS.model_copy(update={"epochs": 1, "batch_size": 72})
+    train(alone(module), replace(course(settings), fresh_head=fresh), Seat(), None, pulse)
+    assert [warning.partition(":")[0] for warning in pulse.warnings] == ["first-loss"] * fresh
+
+
+class WithAuxiliary(nn.Module):
+    """Logits, and in training those of an auxiliary classifier, as Inception returns them."""
+
+    def __init__(self):
+        super().__init__()
+        self.main, self.side = nn.Linear(SIZE, K), nn.Linear(SIZE, K)
+
+    def forward(self, vectors):
+        logits = self.main(vectors)
+        return InceptionOutputs(logits, self.side(vectors)) if self.training else logits
+
+
+def test_the_loss_of_an_auxiliary_classifier_counts_0_4_and_is_in_no_figure():
+    settings = SETTINGS.model_copy(update={"epochs": 1, "batch_size": 72, "sanity": False})
+    torch.manual_seed(0)
+    module = WithAuxiliary()
+    module.side.load_state_dict(module.main.state_dict())
+    start = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    record = train(alone(module), course(settings), Seat(), None, Pulse())[0]
+    plain = nn.Linear(SIZE, K)
+    plain.load_state_dict({"weight": start["main.weight"], "bias": start["main.bias"]})
+    expected = train(alone(plain), course(settings), Seat(), None, Pulse())[0]
+    moved = {key: tensor - start[key] for key, tensor in module.state_dict().items()}
+    assert torch.equal(module.main.weight, plain.weight)
+    torch.testing.assert_close(moved["side.weight"], 0.4 * moved["main.weight"])
+    torch.testing.assert_close(moved["side.bias"], 0.4 * moved["main.bias"])
+    assert {key: record[key] for key in record if key != "seconds"} == {
+        key: expected[key] for key in expected if key != "seconds"
+    }
 
 
 def test_only_what_requires_gradients_is_optimized():

@@ -1,120 +1,86 @@
-import copy
-
 import pytest
 import torch
-from torch import nn
+from families import ALL, FAMILIES
 
 from pipeline import zoo
 from pipeline.errors import ModelError
+from pipeline.heads import classifier_name, replace_head
 from pipeline.settings import ModelSettings, TransformSettings
 from pipeline.transforms import Transforms
 
-K = 7
-# builder -> input size, features, arguments that keep it small
-FAMILIES = {
-    "linear": (8, 192, {}),
-    "lab_cnn": (8, 128, {}),
-    "alexnet": (63, 4096, {}),
-    "vgg11": (32, 4096, {}),
-    "resnet18": (32, 512, {}),
-    "densenet121": (32, 1024, {}),
-    "mobilenet_v2": (32, 320 * 4, {"width_mult": 0.25}),
-    "mobilenet_v3_small": (32, 1024, {}),
-    "googlenet": (32, 1024, {}),
-    "inception_v3": (75, 2048, {}),
-    "efficientnet_b0": (32, 1280, {}),
-    "vit_b_16": (16, 768, {"image_size": 16}),
-}
+# Builder, parameters, what enters the head; of torchvision's weight metadata.
+PUBLISHED = [
+    ("alexnet", 61_100_840, 4096), ("vgg11", 132_863_336, 4096), ("vgg16", 138_357_544, 4096), ("vgg19", 143_667_240, 4096),
+    ("vgg16_bn", 138_365_992, 4096),
+    ("resnet18", 11_689_512, 512), ("resnet34", 21_797_672, 512), ("resnet50", 25_557_032, 2048),
+    ("squeezenet1_0", 1_248_424, 512), ("squeezenet1_1", 1_235_496, 512),
+    ("densenet121", 7_978_856, 1024), ("densenet161", 28_681_000, 2208),
+    ("inception_v3", 27_161_264, 2048), ("googlenet", 6_624_904, 1024),
+    ("mobilenet_v2", 3_504_872, 1280), ("mobilenet_v3_small", 2_542_856, 1024), ("mobilenet_v3_large", 5_483_032, 1280),
+]  # fmt: skip
 
 
-def build(builder, num_classes=K):
-    size_px, _, arguments = FAMILIES.get(builder, (64, 0, {}))
-    settings = ModelSettings(builder=builder, arguments=arguments)
-    transforms = Transforms(size_px, size_px)
-    torch.manual_seed(0)
-    return zoo.build(builder, zoo.builder_arguments(settings, transforms), num_classes).eval()
+def planned(builder, **model):
+    """Return arguments and preprocessing as a config with these settings gives them."""
+    settings = ModelSettings(builder=builder, **model)
+    transforms = zoo.published_transforms(settings)
+    return zoo.builder_arguments(settings, transforms), transforms
 
 
-def images(builder):
-    size_px = FAMILIES.get(builder, (64,))[0]
-    return torch.randn(2, 3, size_px, size_px, generator=torch.Generator().manual_seed(1))
+def num_parameters(net):
+    return sum(parameter.numel() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize("replaced", [False, True], ids=["own head", "new head"])
-@pytest.mark.parametrize("builder", [*FAMILIES, "squeezenet1_1"])
-def test_features_are_appended_to_the_logits(builder, replaced):
-    net = build(builder)
-    if replaced:
-        zoo.replace_head(net, K)
-    else:
-        zoo.head_of(net).reset_parameters() if builder in FAMILIES else None
-    backbone = copy.deepcopy(net)
-    with torch.inference_mode():
-        logits = net(images(builder))
-        size = zoo.split_head(backbone)
-        features = torch.flatten(backbone(images(builder)), 1)
-        zoo.append_features(net)
-        torch.testing.assert_close(net(images(builder)), torch.cat([logits, features], 1))
-    assert features.shape == (2, size)
+@pytest.mark.parametrize(("builder", "parameters", "features"), PUBLISHED, ids=[row[0] for row in PUBLISHED])
+def test_parameters_and_features_are_the_published_ones(builder, parameters, features):
+    arguments, _ = planned(builder, weights="DEFAULT")
+    net = zoo.skeleton(builder, arguments, 1000)
+    assert num_parameters(net) == parameters
+    assert net.get_submodule(classifier_name(net)).weight.shape[:2] == (1000, features)
 
 
-@pytest.mark.parametrize("builder", FAMILIES)
-def test_head_of_features_is_the_whole_network(builder):
-    net, size = build(builder), FAMILIES[builder][1]
-    zoo.head_of(net).reset_parameters()  # that of vit starts with zeros
-    backbone = copy.deepcopy(net)
-    with torch.inference_mode():
-        logits = net(images(builder))
-        assert zoo.split_head(backbone) == size
-        features = backbone(images(builder))
-        assert features.shape == (2, size)
-        assert logits.shape == (2, K)
-        assert logits.std() > 0
-        torch.testing.assert_close(zoo.head_of(net)(features), logits)
-        fresh = zoo.replace_head(net, 3)
-        assert zoo.head_of(net) is fresh
-        torch.testing.assert_close(fresh(features), net(images(builder)))
+@pytest.mark.parametrize("num_classes", [2, 5, 1000, 26_263])
+@pytest.mark.parametrize("builder", [*ALL, "vgg16", "vgg19_bn", "resnet50", "densenet161"])
+def test_any_number_of_classes_at_the_networks_own_size(builder, num_classes):
+    arguments, transforms = planned(builder)
+    net = zoo.skeleton(builder, arguments, num_classes).eval()
+    images = torch.zeros(2, 3, transforms.crop_px, transforms.crop_px, device="meta")
+    assert net(images).shape == (2, num_classes)
+    assert net.get_submodule(classifier_name(net)).weight.shape[0] == num_classes
+    with torch.device("meta"):
+        replace_head(net, 3)
+    assert net(images).shape == (2, 3)
 
 
-def test_squeezenets_convolution_head_becomes_a_linear_one_on_pooled_maps():
-    net = build("squeezenet1_1")
-    with pytest.raises(ModelError, match="no linear classifier"):
-        zoo.head_of(net)
-    backbone = copy.deepcopy(net)
-    with torch.inference_mode():
-        assert zoo.split_head(backbone) == 512
-        features, head = backbone(images("squeezenet1_1")), zoo.replace_head(net, 3)
-        assert zoo.head_of(net) is head
-        assert features.shape == (2, 512)
-        torch.testing.assert_close(head(features), net(images("squeezenet1_1")))
+def test_the_head_of_every_builder_of_torchvision_is_found():
+    for builder in zoo.builders():
+        if builder == "regnet_y_128gf":  # 2.6 GB, which cannot be built without memory
+            continue
+        arguments, _ = planned(builder)
+        net = zoo.skeleton(builder, arguments, 11)
+        assert net.get_submodule(classifier_name(net)).weight.shape[0] == 11, builder
 
 
-def test_a_network_without_a_linear_classifier_says_so():
-    for change in (zoo.split_head, zoo.head_of, lambda net: zoo.replace_head(net, 2)):
-        with pytest.raises(ModelError, match="Sequential has no linear classifier"):
-            change(nn.Sequential(nn.Conv2d(3, 2, 1)))
+@pytest.mark.parametrize("builder", ["mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"])
+def test_the_width_multiplier_scales_parameters_with_its_square(builder):
+    sizes = [num_parameters(zoo.skeleton(builder, {"width_mult": width}, 2)) for width in (1.0, 2.0, 4.0)]
+    assert 3.3 < sizes[1] / sizes[0] < 4.1
+    assert 3.6 < sizes[2] / sizes[1] < 4.1
+    assert num_parameters(zoo.skeleton(builder, {}, 2)) == sizes[0]
 
 
 @pytest.mark.parametrize(
-    ("builder", "parameters"),
-    [
-        ("alexnet", 61_100_840), ("vgg11", 132_863_336), ("resnet18", 11_689_512), ("resnet50", 25_557_032),
-        ("squeezenet1_0", 1_248_424), ("squeezenet1_1", 1_235_496), ("densenet121", 7_978_856),
-        ("inception_v3", 27_161_264), ("mobilenet_v2", 3_504_872), ("mobilenet_v3_small", 2_542_856),
-        ("mobilenet_v3_large", 5_483_032),
-    ],
-)  # fmt: skip
-def test_parameter_counts_are_the_published_ones(builder, parameters):
-    with torch.device("meta"):
-        net = zoo.build(builder, zoo.builder_arguments(ModelSettings(builder=builder), Transforms()), 1000)
-    assert sum(parameter.numel() for parameter in net.parameters()) == parameters
+    ("builder", "size_px", "resize_px"), [("mobilenet_v2", 160, 183), ("inception_v3", 150, 172), ("linear", 16, 16)]
+)
+def test_the_resolution_multiplier_scales_what_is_resized_to_as_well(builder, size_px, resize_px):
+    transforms = zoo.published_transforms(ModelSettings(builder=builder), size_px)
+    assert (transforms.resize_px, transforms.crop_px) == (resize_px, size_px)
 
 
-def test_the_small_cnn_has_the_shapes_of_the_lab():
-    net = zoo.build("lab_cnn", {"size_px": 28, "in_channels": 1}, 10)
-    shapes = [tuple(p.shape) for p in net.parameters() if p.ndim > 1]
-    assert shapes == [(16, 1, 5, 5), (32, 16, 5, 5), (10, 32 * 7 * 7)]
-    assert net(torch.zeros(1, 1, 28, 28)).shape == (1, 10)
+def test_the_config_has_the_last_word_on_sizes():
+    settings = ModelSettings(builder="mobilenet_v2", transforms=TransformSettings(resize_px=160))
+    transforms = zoo.published_transforms(settings, 160)
+    assert (transforms.resize_px, transforms.crop_px) == (160, 160)
 
 
 @pytest.mark.parametrize(
@@ -213,3 +179,86 @@ def test_the_classes_of_weights_are_counted_on_their_head(builder):
 
 def test_weights_without_the_head_count_as_imagenet():
     assert zoo.count_outputs("linear", {"size_px": 2, "in_channels": 1}, {}) == 1000
+
+
+def test_published_weights_bring_their_own_preprocessing():
+    for name, resize_px in (("IMAGENET1K_V1", 256), ("ResNet50_Weights.IMAGENET1K_V2", 232), ("DEFAULT", 232)):
+        assert zoo.published_transforms(ModelSettings(builder="resnet50", weights=name)).resize_px == resize_px
+
+
+@pytest.mark.parametrize(
+    ("builder", "name", "words"),
+    [
+        ("resnet50", "IMAGENET22K", "has no weights 'IMAGENET22K' of resnet50; it has IMAGENET1K_V1, IMAGENET1K_V2"),
+        ("linear", "DEFAULT", "publishes no weights of linear"),
+        ("resnet50", "weights.safetensor", r"ends in \.safetensors"),
+    ],
+)
+def test_names_of_weights_that_are_not_published_are_said(builder, name, words):
+    with pytest.raises(ModelError, match=words):
+        zoo.published_weights(builder, name)
+
+
+def test_vision_transformers_are_built_for_their_input():
+    arguments, transforms = planned("vit_h_14")
+    assert (arguments["image_size"], transforms.crop_px) == (518, 518)
+    assert zoo.at_size("vit_h_14", arguments, 224)["image_size"] == 224
+    assert zoo.at_size("resnet18", {"width_per_group": 64}, 224) == {"width_per_group": 64}
+
+
+OWN_CODE = """
+from torch import nn
+
+LAYERS = 3
+
+def tiny(num_classes, width=4):
+    return nn.Sequential(nn.Conv2d(3, width, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, num_classes))
+
+def no_network(num_classes):
+    return num_classes
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch):
+    """A module in the working directory, whose name no other test has."""
+    name = f"own_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(OWN_CODE)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_functions_of_ones_own_build_networks(own_code):
+    net = zoo.build(f"{own_code}:tiny", {"width": 6}, 5)
+    assert net(torch.zeros(2, 3, 9, 9)).shape == (2, 5)
+    assert zoo.published_transforms(ModelSettings(builder=f"{own_code}:tiny"), 112) == Transforms(128, 112)
+    assert zoo.skeleton(f"{own_code}:tiny", {}, 5)[3].weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("{own}:huge", "has no function 'huge'"),
+        ("{own}:LAYERS", "has no function 'LAYERS'"),
+        ("no.such.package:net", "no.such.package of 'no.such.package:net' cannot be imported.*on every node"),
+        (":net", "cannot be imported"),
+        ("{own}:", "has no function ''"),
+        ("{own}:no_network", r"must return a torch.nn.Module, and returned a int"),
+    ],
+)
+def test_what_is_no_function_that_builds_a_network_is_said(own_code, name, words):
+    with pytest.raises(ModelError, match=words):
+        zoo.build(name.format(own=own_code), {}, 2)
+
+
+def test_arguments_that_ones_own_function_does_not_take_are_named(own_code):
+    with pytest.raises(ModelError, match=r"tiny does not take {'depth': 2}.*it names num_classes, width"):
+        zoo.build(f"{own_code}:tiny", {"depth": 2}, 2)
+
+
+def test_the_code_of_ones_own_has_a_digest_and_the_known_networks_have_none(own_code, tmp_path):
+    digest = zoo.code_sha256(f"{own_code}:tiny")
+    assert len(digest) == 64
+    (tmp_path / f"{own_code}.py").write_text(OWN_CODE + "# changed\n")
+    assert zoo.code_sha256(f"{own_code}:tiny") != digest
+    assert [zoo.code_sha256(builder) for builder in ("linear", "resnet18")] == [None, None]

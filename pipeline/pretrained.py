@@ -1,0 +1,88 @@
+"""The network that `model.weights` hold, with everything that belongs to them: preprocessing, arguments, a bundle's classes."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from pipeline import zoo
+from pipeline.bundle import StateDict, fit_weights, read_weights, sealed_weights
+from pipeline.classes import Classes
+from pipeline.heads import drop_auxiliary
+from pipeline.manifest import Architecture, Manifest, read_sealed
+from pipeline.published import published_state, with_auxiliary
+from pipeline.settings import ModelSettings, StorageSettings
+from pipeline.storage import Storage
+from pipeline.transforms import Transforms, override, resized_to
+from pipeline.weightsource import Published, Sealed, weight_source
+from pipeline.zoo import Arguments
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A network with weights in it, and what it was made with. `classes` are known of bundles only."""
+
+    net: nn.Module
+    arguments: Arguments
+    transforms: Transforms
+    head: str = "native"
+    classes: Classes | None = None
+
+
+def load_pretrained(
+    store: Storage, model: ModelSettings, storage: StorageSettings, size_px: int | None = None
+) -> Pretrained:
+    """Build the builder's network with `model.weights` in it, for as many classes as these have.
+
+    Parameters
+    ----------
+    size_px : int or None
+        Input size, where it is not to be the published one.
+
+    Raises
+    ------
+    ModelError
+        When the weights do not exist, cannot be read, or are another network's.
+    """
+    source = weight_source(model.weights)
+    arguments, transforms = plan_network(store, model, size_px)
+    if isinstance(source, Sealed):
+        return _of_bundle(store, read_sealed(store, source, model.builder), arguments, transforms)
+    if isinstance(source, Published):
+        weights = published_state(store, storage, model.builder, source.name)
+    else:
+        weights = read_weights(str(model.weights), storage)
+    where = f"model.weights: {model.weights}"
+    return Pretrained(_filled(model.builder, arguments, weights, where), arguments, transforms)
+
+
+def plan_network(store: Storage, model: ModelSettings, size_px: int | None = None) -> tuple[Arguments, Transforms]:
+    """Return what the network will be built with and fed with, before any weights are read."""
+    source = weight_source(model.weights)
+    if not isinstance(source, Sealed):
+        transforms = zoo.published_transforms(model, size_px)
+        return zoo.builder_arguments(model, transforms), transforms
+    sealed = read_sealed(store, source, model.builder).architecture
+    transforms = override(resized_to(sealed.transforms, size_px), model.transforms)
+    return zoo.at_size(sealed.builder, sealed.arguments, transforms.crop_px) | model.arguments, transforms
+
+
+def _of_bundle(store: Storage, manifest: Manifest, arguments: Arguments, transforms: Transforms) -> Pretrained:
+    sealed = manifest.architecture
+    full = arguments | {key: value for key, value in sealed.arguments.items() if key == "aux_logits"}
+    net = Architecture(sealed.builder, full, sealed.head, sealed.classes, transforms).build()
+    fit_weights(net, sealed_weights(store, manifest), f"model.weights: bundle {manifest.id}")
+    if full != arguments:
+        drop_auxiliary(net)
+    return Pretrained(net, arguments, transforms, sealed.head, sealed.classes)
+
+
+def _filled(builder: str, arguments: Arguments, weights: StateDict, where: str) -> nn.Module:
+    """Return the network with the weights in it; those of auxiliary classifiers are dropped where it has none."""
+    full = arguments
+    if any(key.startswith(("AuxLogits.", "aux1.")) for key in weights):
+        full = with_auxiliary(arguments)
+    net = zoo.build(builder, full, zoo.count_outputs(builder, full, weights))
+    fit_weights(net, weights, where)
+    if full != arguments:
+        drop_auxiliary(net)
+    return net
