@@ -25,9 +25,9 @@ from pipeline.storage import open_storage
 from pipeline.tasks import ExamplesTask, TrainTask
 from pipeline.weightsource import Published, Sealed, weight_source
 
-# How a training is run, not what it computes: these do not change its key.
+# How a training is run and where its values come from, not what it computes: these do not change its key.
 EXECUTION = {
-    "workers", "gpus_per_worker", "max_failures", "cache_mb", "stall_s", "sanity",
+    "preset", "workers", "gpus_per_worker", "max_failures", "cache_mb", "stall_s", "sanity",
     "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
 }  # fmt: skip
 
@@ -269,9 +269,12 @@ def _keep_photos(run: Run, plan: Plan, examples: Examples, version: str) -> None
 
 
 def _say_how_it_went(run: Run, key: str, num_train: int) -> None:
-    settings, result = run.config.train, _read_result(run, key)
-    last = result["history"][-1]
-    val = f", validation {last['val_top1']:.1%}" if last["val_top1"] is not None else ""
+    result = _read_result(run, key)
+    history = result["history"]
+    sealed = history[result["sealed_epoch"] - 1]
+    val = f", validation {sealed['val_top1']:.1%}" if sealed["val_top1"] is not None else ""
+    best = f"; the weights of epoch {sealed['epoch']}, the best, are sealed" if sealed is not history[-1] else ""
     say(
-        f"{settings.epochs} epochs of {num_train:,} images on {result['workers']} worker(s): training {last['train_top1']:.1%}{val}"
+        f"{len(history)} epochs of {num_train:,} images on {result['workers']} worker(s): "
+        f"training {sealed['train_top1']:.1%}{val}{best}"
     )

@@ -64,19 +64,19 @@ def is_fast(image: Image.Image, transforms: Transforms) -> bool:
     return image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L") and transforms.crop_px <= transforms.resize_px
 
 
-def factor_of(width: int, height: int, resize_px: int) -> int:
-    """Return by what the decoder may divide both sides: enough is left for the antialiased resize to decide the pixels."""
-    return next((factor for factor in FACTORS if min(width, height) // factor >= HEADROOM * resize_px), 1)
+def factor_of(side: int, resized: float) -> int:
+    """Return by what the decoder may divide a side: enough is left for the antialiased resize to decide the pixels."""
+    return next((factor for factor in FACTORS if side // factor >= HEADROOM * resized), 1)
 
 
 def fast_bytes(image: Image.Image, transforms: Transforms) -> int:
     """Return about what decoding takes: the smaller picture and a copy, and all coefficients where scans refine them."""
     coefficients = 2 * 3 * image.width * image.height if "progressive" in image.info else 0
-    return picture_bytes(image) // factor_of(*image.size, transforms.resize_px) ** 2 + coefficients
+    return picture_bytes(image) // factor_of(min(image.size), transforms.resize_px) ** 2 + coefficients
 
 
 def fast_pixels(
-    data: bytes, image: Image.Image, transforms: Transforms, resize: Resize
+    data: bytes, image: Image.Image, transforms: Transforms, resize: Resize, window: Window | None = None
 ) -> tuple[Pixels, tuple[int, int]] | None:
     """Return uint8 [crop, crop, C] and the upright size, or None where the reference must decide.
 
@@ -84,14 +84,15 @@ def fast_pixels(
     ----------
     image : PIL image
         `data`, opened: its header is the authority for size, colours and orientation on both paths.
+    window : Window, optional
+        The crop of the upright picture, where it is not that of the transforms.
     """
-    turn = turn_of(image)
-    swapped, rows_reversed, columns_reversed = STEPS[turn]
-    size = image.size[::-1] if swapped else image.size
+    swapped, rows_reversed, columns_reversed = STEPS[turn_of(image)]
+    size = upright_size(image)
     try:
-        window = transforms.window(*size)
+        window = window or transforms.window(*size)
         stored = _stored(window, transforms.crop_px, swapped, rows_reversed, columns_reversed)
-        decoded = _decode(data, image, transforms)
+        decoded = _decode(data, image, stored, transforms.color)
         crop = resize(decoded, stored, transforms.crop_px, transforms.interpolation)
     except MemoryError:
         raise
@@ -100,6 +101,12 @@ def fast_pixels(
     crop = crop.reshape(*crop.shape[:2], -1)
     upright = crop.swapaxes(0, 1) if swapped else crop
     return upright[:: -1 if rows_reversed else 1, :: -1 if columns_reversed else 1], size
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height of an opened image as it will stand."""
+    width, height = image.size
+    return (height, width) if STEPS[turn_of(image)][0] else (width, height)
 
 
 def best_resize() -> Resize:
@@ -145,12 +152,12 @@ def _box(picture: Shrunk, window: Window, crop_px: int) -> tuple[float, float, f
     )
 
 
-def _decode(data: bytes, image: Image.Image, transforms: Transforms) -> Shrunk:
-    """Decode as small as may be; ValueError at the least oddity."""
-    factor = factor_of(*image.size, transforms.resize_px)
+def _decode(data: bytes, image: Image.Image, stored: Window, color: str) -> Shrunk:
+    """Decode as small as may be for the window of the picture as it is stored; ValueError at the least oddity."""
+    factor = min(factor_of(image.width, stored.width), factor_of(image.height, stored.height))
     width, height = (-(-side // factor) for side in image.size)
     smaller = {"min_height": height, "min_width": width, "min_factor": factor} if factor > 1 else {}
-    pixels = simplejpeg.decode_jpeg(data, "RGB" if transforms.color == "RGB" else "GRAY", **smaller)
+    pixels = simplejpeg.decode_jpeg(data, "RGB" if color == "RGB" else "GRAY", **smaller)
     if pixels.shape[:2] != (height, width):
         raise ValueError(f"decoded {pixels.shape[1]} x {pixels.shape[0]}, expected {width} x {height}")
     return Shrunk(pixels, image.width / factor, image.height / factor)

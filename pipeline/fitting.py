@@ -1,29 +1,36 @@
 """One worker's whole part in a training: read the examples, build the network, train, and (rank 0) seal the bundle."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from torch import nn
 
 from pipeline import layout, zoo
+from pipeline.augmentation import Augmenter
 from pipeline.bundle import seal
 from pipeline.checkpoints import Checkpoints
 from pipeline.classes import Classes
 from pipeline.documents import Document, encode
 from pipeline.engine import normalize
+from pipeline.errors import ModelError
 from pipeline.examples import load_examples
-from pipeline.heads import has_linear_head, head_of, replace_head
-from pipeline.loading import Inputs, ShardCache, feature_reader, pixel_reader
+from pipeline.heads import has_linear_head, head_of, last_layers, replace_head
+from pipeline.loading import Inputs, Pictures, ShardCache, encoded_reader, feature_reader, pixel_reader
 from pipeline.manifest import Architecture
+from pipeline.patience import best_epoch
 from pipeline.pretrained import load_pretrained
+from pipeline.processors import cpu_info, has_bf16, vector_flags
 from pipeline.pulse import Pulse
 from pipeline.seat import Seat
 from pipeline.sizes import check_size
+from pipeline.stepping import Trainee
 from pipeline.storage import Storage, open_storage
 from pipeline.tasks import TrainTask
-from pipeline.training import Course, Trainee, train
+from pipeline.training import Course, train
+from pipeline.trainsettings import TrainSettings
 from pipeline.transforms import Transforms
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -32,13 +39,15 @@ Wrap = Callable[[nn.Module], nn.Module]
 class OnPixels(nn.Module):
     """A network that takes uint8 pixels [B, H, W, C]: normalising belongs to it."""
 
-    def __init__(self, net: nn.Module, transforms: Transforms) -> None:
+    def __init__(
+        self, net: nn.Module, transforms: Transforms, layout: torch.memory_format = torch.contiguous_format
+    ) -> None:
         super().__init__()
-        self.net, self._transforms = net, transforms
+        self.net, self._transforms, self._layout = net.to(memory_format=layout), transforms, layout
 
     def forward(self, pixels: torch.Tensor) -> Any:
         """Return logits [B, K]; in training, those of auxiliary classifiers too where the network has some."""
-        return self.net(normalize(pixels, self._transforms).contiguous())
+        return self.net(normalize(pixels, self._transforms).contiguous(memory_format=self._layout))
 
 
 def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1) -> Document | None:
@@ -57,6 +66,10 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
     if not task.cached:
         alone = 0 if task.train.mode == "head" else min(task.train.batch_size, course.num_train) // seat.world
         check_size(architecture.builder, architecture.arguments, architecture.transforms, alone)
+    if not seat.rank and task.train.precision == "bf16" and not _has_bf16(seat):
+        pulse.warn(
+            "precision: this processor emulates bfloat16, which is slower than train.precision: fp32 and no more accurate"
+        )
     checkpoints = Checkpoints(store, task.run_key, task.train.keep_checkpoints)
     history = train(trainee, course, seat, checkpoints, pulse)
     if seat.rank:
@@ -66,7 +79,7 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
     result = {
         "version": version, "run_key": task.run_key, "dataset": task.dataset, "started_at": task.started_at,
         "history": history, "num_train": course.num_train, "num_val": len(course.val),
-        "workers": seat.world,
+        "workers": seat.world, "sealed_epoch": _sealed_epoch(history, task.train),
     }  # fmt: skip
     store.write(f"{layout.bundle(task.model.name, version)}/training.json", encode(result))
     checkpoints.finish(result)
@@ -80,6 +93,16 @@ class Start:
     net: nn.Module
     architecture: Architecture
     fresh_head: bool
+
+
+def _has_bf16(seat: Seat) -> bool:
+    if torch.device(seat.device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return has_bf16(vector_flags(cpu_info()))
+
+
+def _sealed_epoch(history: list[Document], settings: TrainSettings) -> int:
+    return best_epoch(history) + 1 if settings.early_stopping is not None else len(history)
 
 
 def start_network(task: TrainTask, store: Storage) -> Start:
@@ -108,24 +131,42 @@ def _trainee(
     task: TrainTask, net: nn.Module, transforms: Transforms, seat: Seat, wrap: Wrap
 ) -> tuple[nn.Module, Trainee]:
     """Return the part that learns, and how it is trained: the head alone on features, or the network on pixels."""
-    if task.train.mode != "head":
-        whole = OnPixels(net, transforms).to(seat.device)
-        return net, Trainee(whole, wrap(whole), lambda training: _set_mode(whole, whole, training))
-    head = head_of(net)
     if task.cached:
-        head.to(seat.device)
+        head = head_of(net).to(seat.device)
         return head, Trainee(head, wrap(head), lambda training: None)
-    whole = OnPixels(net, transforms).to(seat.device)
-    for parameter in net.parameters():
-        parameter.requires_grad = False
-    for parameter in head.parameters():
-        parameter.requires_grad = True
-    return net, Trainee(whole, wrap(whole), lambda training: _set_mode(whole, head, training))
+    settings = task.train
+    layout = torch.channels_last if settings.channels_last else torch.contiguous_format
+    whole = OnPixels(net, transforms, layout).to(seat.device)
+    frozen = _frozen(net, settings)
+    learning: list[nn.Module] = [head_of(net)] if settings.mode == "head" else [whole]
+    _freeze([net] if settings.mode == "head" else frozen, learning if settings.mode == "head" else [])
+
+    def set_mode(training: bool) -> None:
+        whole.eval()
+        for module in learning:
+            module.train(training)
+        for module in frozen:
+            module.eval()
+
+    last = tuple(p for layer in last_layers(net) for p in layer.parameters()) if settings.mode == "finetune" else ()
+    compiled: nn.Module = torch.compile(whole) if settings.compile else whole  # type: ignore[assignment]
+    return net, Trainee(whole, wrap(compiled), set_mode, last)
 
 
-def _set_mode(whole: nn.Module, learning: nn.Module, training: bool) -> None:
-    whole.eval()
-    learning.train(training)
+def _frozen(net: nn.Module, settings: TrainSettings) -> list[nn.Module]:
+    """Return the parts that `train.freeze` names."""
+    names = {name for name, _ in net.named_modules() if name}
+    for name in settings.freeze:
+        if name not in names:
+            known = ", ".join(get_close_matches(name, names, 3) or [name for name, _ in net.named_children()])
+            raise ModelError(f"train.freeze: {type(net).__name__} has no part {name!r}; it has {known}")
+    return [net.get_submodule(name) for name in settings.freeze]
+
+
+def _freeze(frozen: Iterable[nn.Module], learning: Iterable[nn.Module]) -> None:
+    for parts, learns in ((frozen, False), (learning, True)):
+        for parameter in (p for part in parts for p in part.parameters()):
+            parameter.requires_grad = learns
 
 
 def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Course:
@@ -136,7 +177,12 @@ def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Cour
         [-1 if (i := indices[label]) is None else i for label in examples.labels], dtype=torch.int64
     ).numpy()
     read = feature_reader(store, task) if task.cached else pixel_reader(store, task, architecture.transforms, threads)
-    inputs = Inputs(examples, targets, ShardCache(task.shards, read, task.train.cache_mb * 2**20))
+    budget = task.train.cache_mb * 2**20
+    inputs = Inputs(examples, targets, ShardCache(task.shards, read, budget))
+    if task.train.augment.changes_pictures:
+        augmenter = Augmenter(task.train.augment, architecture.transforms, task.input.max_pixels, task.seed)
+        encoded = ShardCache(task.shards, encoded_reader(store, task), budget)
+        inputs = replace(inputs, pictures=Pictures(encoded, augmenter, threads))
     val = examples.of("val")
     train_by_shard, val = examples.by_shard(examples.of("train")), val[targets[val] >= 0]
     return Course(inputs, train_by_shard, val, len(architecture.classes), task.train, task.seed, start.fresh_head)

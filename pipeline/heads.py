@@ -55,6 +55,12 @@ def head_of(net: nn.Module) -> nn.Linear:
     return _find_head(net)[2]
 
 
+def last_layers(net: nn.Module) -> list[nn.Module]:
+    """Return the layers whose outputs are the classes, auxiliary ones too: what is new when the classes are."""
+    layers = [getattr(getattr(net, name, None), layer, None) for name, layer in AUXILIARY.items()]
+    return [net.get_submodule(classifier_name(net)), *(layer for layer in layers if isinstance(layer, nn.Module))]
+
+
 def has_linear_head(net: nn.Module) -> bool:
     """Say whether `head_of` finds one."""
     try:

@@ -34,12 +34,20 @@ class EpochOrder:
 
     def batch(self, step: int, rank: int, world: int) -> Indices:
         """Return the examples of one worker's part of a step; `world` divides the lanes."""
-        per_rank = self.num_lanes // world
+        return self.stream[self.positions(step, rank, world)]
+
+    def positions(self, step: int, rank: int, world: int) -> Indices:
+        """Return the places in the epoch of one worker's part of a step: of all examples, each has its own."""
         pieces = []
-        for lane in range(rank * per_rank, (rank + 1) * per_rank):
+        for lane, length in self.lanes(step, rank, world):
             first = int(self.starts[lane] + self.parts[:step, lane].sum())
-            pieces.append(self.stream[first : first + int(self.parts[step, lane])])
+            pieces.append(np.arange(first, first + length))
         return np.concatenate(pieces)
+
+    def lanes(self, step: int, rank: int, world: int) -> list[tuple[int, int]]:
+        """Return number and length of each lane's part of what a worker gets in a step, in their order."""
+        per_rank = self.num_lanes // world
+        return [(lane, int(self.parts[step, lane])) for lane in range(rank * per_rank, (rank + 1) * per_rank)]
 
 
 def epoch_order(

@@ -2,8 +2,10 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from itertools import repeat
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -29,27 +31,75 @@ class Inputs:
 
     examples: Examples
     targets: npt.NDArray[np.int64]  # [N] class index, -1 for a label that is no class
-    cache: "ShardCache"
+    cache: "ShardCache[Array]"
+    pictures: "Pictures | None" = None
 
     def gather(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         """Return inputs and targets [B] of these examples, in their order."""
-        rows: list[Array] = [np.empty(0)] * len(indices)
+        return torch.from_numpy(np.stack(self._rows(self.cache, indices))), torch.from_numpy(self.targets[indices])
+
+    def gather_augmented(self, indices: Indices, positions: Indices, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the same as they are learnt at these places of an epoch: where there are `pictures`, changed by chance."""
+        if self.pictures is None:
+            return self.gather(indices)
+        changed = self.pictures.changed(self._rows(self.pictures.cache, indices), positions, epoch)
+        return torch.from_numpy(np.stack(changed)), torch.from_numpy(self.targets[indices])
+
+    def _rows(self, cache: "ShardCache[Any]", indices: Indices) -> list[Any]:
+        rows: list[Any] = [None] * len(indices)
         numbers = self.examples.shard_numbers[indices]
         for number in np.unique(numbers):
-            array = self.cache.get(int(number))
+            held = cache.get(int(number))
             for place in np.flatnonzero(numbers == number):
-                rows[place] = array[self.examples.slots[indices[place]]]
-        return torch.from_numpy(np.stack(rows)), torch.from_numpy(self.targets[indices])
+                rows[place] = held[self.examples.slots[indices[place]]]
+        return rows
 
 
-class ShardCache:
+@dataclass(frozen=True)
+class Encoded:
+    """The encoded pictures of a shard's examples."""
+
+    rows: list[bytes]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that they take."""
+        return sum(map(len, self.rows))
+
+    def __getitem__(self, slot: int) -> bytes:
+        return self.rows[slot]
+
+
+class Held(Protocol):
+    """What a cache can hold of a shard."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes."""
+
+
+Kind = TypeVar("Kind", bound=Held)
+
+
+class Pictures:
+    """Encoded pictures, decoded and changed for one epoch in threads."""
+
+    def __init__(self, cache: "ShardCache[Encoded]", augment: Callable[[bytes, int, int], Array], threads: int) -> None:
+        self.cache, self._augment, self._threads = cache, augment, ThreadPoolExecutor(threads, "augment")
+
+    def changed(self, rows: list[bytes], positions: Indices, epoch: int) -> list[Array]:
+        """Return model input of the examples at these places of the epoch."""
+        return list(self._threads.map(self._augment, rows, repeat(epoch), map(int, positions)))
+
+
+class ShardCache(Generic[Kind]):
     """The inputs of the last used shards, within a budget of bytes (one shard at least)."""
 
-    def __init__(self, shards: tuple[Shard, ...], read: ReadShard, budget_bytes: int) -> None:
+    def __init__(self, shards: tuple[Shard, ...], read: Callable[[Shard], Kind], budget_bytes: int) -> None:
         self._shards, self._read, self._budget = shards, read, budget_bytes
-        self._arrays: OrderedDict[int, Array] = OrderedDict()
+        self._arrays: OrderedDict[int, Kind] = OrderedDict()
 
-    def get(self, number: int) -> Array:
+    def get(self, number: int) -> Kind:
         """Return the inputs of a shard's examples, in the order of its table."""
         if number not in self._arrays:
             self._arrays[number] = self._read(self._shards[number])
@@ -70,6 +120,22 @@ def feature_reader(store: Storage, task: TrainTask) -> ReadShard:
     return read
 
 
+def encoded_reader(store: Storage, task: TrainTask) -> Callable[[Shard], Encoded]:
+    """Return a reader of encoded pictures, those of the examples."""
+    reader = ShardReader(task.input, task.storage)
+
+    def read(shard: Shard) -> Encoded:
+        table = read_examples(store, task.dataset, task.examples, shard, ("segment", "position"))
+        wanted = set(zip(table["segment"].to_pylist(), table["position"].to_pylist(), strict=True))
+        rows = [row for rows in reader.read(shard) for row in rows if (row.segment, row.position) in wanted]
+        found = [row.data for row in rows if row.data is not None]
+        if len(found) != len(wanted):
+            raise _moved(shard, len(found), len(wanted))
+        return Encoded(found)
+
+    return read
+
+
 def pixel_reader(store: Storage, task: TrainTask, transforms: Transforms, threads: int) -> ReadShard:
     """Return a reader of decoded images, uint8 [n, H, W, C]."""
     reader, decode_row = ShardReader(task.input, task.storage), decoder(transforms, task.input.max_pixels)
@@ -79,9 +145,11 @@ def pixel_reader(store: Storage, task: TrainTask, transforms: Transforms, thread
         pixels = np.concatenate([batch.pixels for batch in batches])
         expected = read_examples(store, task.dataset, task.examples, shard, ("segment",)).num_rows
         if len(pixels) != expected:
-            raise IntegrityError(
-                f"shard {shard.id}: {len(pixels)} images decode, its examples are {expected}; plan and train again"
-            )
+            raise _moved(shard, len(pixels), expected)
         return pixels
 
     return read
+
+
+def _moved(shard: Shard, found: int, expected: int) -> IntegrityError:
+    return IntegrityError(f"shard {shard.id}: {found} images decode, its examples are {expected}; plan and train again")

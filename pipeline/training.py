@@ -1,49 +1,35 @@
-"""The training loop of one worker. It knows its part of each global batch and a `reduce`; not who the others are.
-
-Loss = local sum x world / global count: gradients averaged over workers are those of the mean over the global batch,
-however the batch is cut.
-"""
+"""The training loop of one worker. It knows its part of each global batch and a `reduce`; not who the others are."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
+from pipeline.balance import balanced, class_weights
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Document
 from pipeline.errors import ModelError
-from pipeline.heads import split_outputs
+from pipeline.keeping import Keeping
 from pipeline.lanes import EpochOrder, Indices, epoch_order, num_steps
 from pipeline.loading import Inputs
-from pipeline.optimizers import make_optimizer
+from pipeline.losses import Targets, summed_loss
+from pipeline.mixing import mixed
+from pipeline.patience import is_over
 from pipeline.prefetch import ahead
 from pipeline.pulse import Pulse
 from pipeline.sanity import IMAGES, by_heart_warning, first_loss_warning
 from pipeline.seat import Seat
+from pipeline.stepping import Stepper, Trainee, counted
 from pipeline.stops import Stops
 from pipeline.trainsettings import TrainSettings
 from pipeline.trainstate import SUMS, Position, agreed, capture, restore
 
 # A loss that is so many times the first one's, or that of guessing, does not come back.
 EXPLODED = 100.0
-
-
-@dataclass(frozen=True)
-class Trainee:
-    """What is trained.
-
-    `module` owns the weights; `forward` is the same module, perhaps wrapped for averaging gradients; `set_mode` puts
-    its trainable part into training mode (frozen parts stay in eval mode, BatchNorm statistics with them).
-    """
-
-    module: nn.Module
-    forward: nn.Module
-    set_mode: Callable[[bool], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +42,7 @@ class Course:
     num_classes: int
     settings: TrainSettings
     seed: int
-    fresh_head: bool = True  # its first loss is that of guessing
+    fresh_head: bool = True  # its first loss is that of guessing, where all classes count alike
 
     @property
     def num_train(self) -> int:
@@ -65,8 +51,25 @@ class Course:
 
     def order(self, epoch: int) -> EpochOrder:
         """Return the batches of an epoch."""
-        s = self.settings
-        return epoch_order(self.train, s.batch_size, s.lanes, s.shuffle_window, self.seed, epoch)
+        s, shards = self.settings, self.train
+        if s.balance == "sampling":
+            shards = balanced(shards, self.inputs.targets, self.seed, epoch)
+        return epoch_order(shards, s.batch_size, s.lanes, s.shuffle_window, self.seed, epoch)
+
+    @property
+    def steps(self) -> int:
+        """Steps of every epoch."""
+        size = self.num_train
+        if self.settings.balance == "sampling":
+            size = sum(map(len, balanced(self.train, self.inputs.targets, self.seed, 0)))
+        return num_steps(size, self.settings.batch_size)
+
+    @property
+    def weights(self) -> torch.Tensor | None:
+        """How much an example of each class counts in the loss, float32 [K]."""
+        if self.settings.balance != "loss":
+            return None
+        return torch.from_numpy(class_weights(self.inputs.targets[np.concatenate(self.train)], self.num_classes))
 
 
 def train(
@@ -87,8 +90,14 @@ def train(
     Raises
     ------
     ModelError
-        On every worker alike, when a loss or a weight is no finite number, or the loss explodes.
+        On every worker alike, when a loss or a weight is no finite number, the loss explodes, or early stopping has nothing
+        to look at.
     """
+    if course.settings.early_stopping is not None and not len(course.val):
+        raise ModelError(
+            "train.early_stopping looks at validation images, and there are none; give some (split.val, or a split column), or "
+            "leave it out"
+        )
     return _Training(trainee, course, seat, checkpoints, pulse).run()
 
 
@@ -98,11 +107,14 @@ class _Training:
     ) -> None:
         self._trainee, self._course, self._seat = trainee, course, seat
         self._checkpoints, self._pulse = checkpoints, pulse
-        self._optimizer = make_optimizer(trainee.module, course.settings)
+        self._steps, settings = course.steps, course.settings
+        self._stepper = Stepper(trainee, settings, seat, self._steps * settings.epochs, self._steps, course.weights)
+        self._keeping = Keeping(trainee.module, course.settings)
         checkpoint = agreed(checkpoints, seat) if checkpoints else None
-        self._at = restore(checkpoint, trainee.module, self._optimizer) if checkpoint else Position()
+        self._at = restore(checkpoint, trainee.module, self._stepper.optimizer) if checkpoint else Position()
+        if checkpoint:
+            self._keeping.restore(checkpoint.tensors)
         self._saved = checkpoint.step if checkpoint else 0
-        self._steps = num_steps(course.num_train, course.settings.batch_size)  # of every epoch
         self._stops = Stops(course.settings, seat.from_first, self._done)
         self._sums = self._at.sums_of(seat)
         self._compared = self._at.sums.sum(0)
@@ -118,13 +130,18 @@ class _Training:
         if not self._done and self._course.settings.sanity and self._seat.rank == 0:
             self._try_by_heart()
         try:
-            while self._at.epoch < self._course.settings.epochs:
+            while not self._is_over():
                 self._train_epoch()
             self._save()  # sealing it, again if need be, trains nothing
+            self._keeping.put()
         finally:  # a training that fails keeps what it had begun to save
             if self._checkpoints:
                 self._checkpoints.settle()
         return self._at.history
+
+    def _is_over(self) -> bool:
+        settings, history = self._course.settings, self._at.history
+        return len(history) >= settings.epochs or is_over(history, settings.early_stopping)
 
     def _train_epoch(self) -> None:
         started, before = perf_counter(), self._at.seconds
@@ -132,7 +149,7 @@ class _Training:
         self._trainee.set_mode(True)
         clock = perf_counter()
         for inputs, targets in ahead(
-            lambda step: self._gather(order.batch(step, self._seat.rank, self._seat.world)),
+            lambda step: self._batch(order, step),
             range(self._at.step, order.num_steps),
         ):
             self._step(inputs, targets, order.global_size(self._at.step), clock)
@@ -148,20 +165,27 @@ class _Training:
         if self._stops.due(self._done):
             self._stop()
 
+    def _batch(self, order: EpochOrder, step: int) -> tuple[torch.Tensor, Targets]:
+        """Return this worker's part of a step as it is learnt in this epoch."""
+        epoch, seat, augment = self._at.epoch, self._seat, self._course.settings.augment
+        positions = order.positions(step, seat.rank, seat.world)
+        inputs, classes = self._course.inputs.gather_augmented(order.stream[positions], positions, epoch)
+        targets = Targets(classes)
+        if augment.mixes:
+            lanes = order.lanes(step, seat.rank, seat.world)
+            inputs, targets = mixed(inputs, classes, lanes, augment, self._course.seed, epoch, step)
+        return inputs.to(seat.device), targets.to(seat.device)
+
     def _gather(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = self._course.inputs.gather(indices)
         return inputs.to(self._seat.device), targets.to(self._seat.device)
 
-    def _step(self, inputs: torch.Tensor, targets: torch.Tensor, global_size: int, since: float) -> None:
+    def _step(self, inputs: torch.Tensor, targets: Targets, global_size: int, since: float) -> None:
         torch.manual_seed(_step_seed(self._course.seed, self._done, self._seat.rank))  # dropout
-        logits, auxiliary = split_outputs(self._trainee.forward(inputs))
-        loss_sum = functional.cross_entropy(logits, targets, reduction="sum")
-        whole = loss_sum + sum(w * functional.cross_entropy(a, targets, reduction="sum") for w, a in auxiliary)
-        self._pulse.ready(perf_counter() - since)
-        self._optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(whole * self._seat.world / global_size)
-        self._optimizer.step()
-        self._sums += _sums(loss_sum, logits, targets)
+        self._sums += self._stepper.step(
+            inputs, targets, global_size, self._done, lambda: self._pulse.ready(perf_counter() - since)
+        )
+        self._keeping.stepped(self._done + 1)
         self._pulse.advanced(len(targets))
 
     def _look(self) -> torch.Tensor:
@@ -173,8 +197,9 @@ class _Training:
         mean, settings = loss / max(1.0, count), self._course.settings
         if self._at.first_loss is None:
             self._at.first_loss = mean
+            guessing = self._course.fresh_head and settings.balance != "loss"
             warning = first_loss_warning(mean, int(count), self._course.num_classes)
-            if warning and settings.sanity and self._course.fresh_head and self._seat.rank == 0:
+            if warning and settings.sanity and guessing and self._seat.rank == 0:
                 self._pulse.warn(warning)
         usual = max(self._at.first_loss, math.log(self._course.num_classes))
         if not math.isfinite(mean) or mean > EXPLODED * usual:
@@ -191,17 +216,21 @@ class _Training:
             raise self._diverged("a weight is no finite number")
         if self._checkpoints and self._seat.rank == 0 and self._saved != self._done:
             self._saved = self._done
-            self._checkpoints.save(self._done, *capture(self._at, self._trainee.module, self._optimizer))
+            document, tensors = capture(self._at, self._trainee.module, self._stepper.optimizer)
+            self._checkpoints.save(self._done, document, tensors | self._keeping.capture())
 
     def _close(self, total: torch.Tensor, seconds: float) -> None:
         """Validate and put the epoch on record."""
         record = {"epoch": self._at.epoch + 1, **_means("train", total), "val_loss": None, "val_top1": None}
         if len(self._course.val):
-            record |= _means("val", self._seat.reduce(self._validate()))
+            with self._keeping.answering():
+                record |= _means("val", self._seat.reduce(self._validate()))
             if not math.isfinite(record["val_loss"]):
                 raise self._diverged(f"the validation loss is {record['val_loss']:g}")
         record["seconds"] = round(seconds + perf_counter(), 3)
         self._at = Position([*self._at.history, record], examples=self._at.examples, first_loss=self._at.first_loss)
+        if self._seat.rank == 0:
+            self._keeping.closed(self._at.history)
         self._sums.zero_()
         self._at.sums = torch.zeros(self._seat.world, SUMS, dtype=torch.float64)
         self._compared = self._at.sums.sum(0)
@@ -213,8 +242,9 @@ class _Training:
         sums = torch.zeros(SUMS, dtype=torch.float64, device=self._seat.device)
         with torch.inference_mode():
             for inputs, targets in ahead(self._gather, (mine[n : n + size] for n in range(0, len(mine), size))):
-                logits = self._trainee.module(inputs)
-                sums += _sums(functional.cross_entropy(logits, targets, reduction="sum"), logits, targets)
+                with self._stepper.autocast():
+                    logits = self._trainee.module(inputs)
+                sums += counted(summed_loss(logits, Targets(targets)), logits, targets)
                 self._pulse.beat()
         return sums
 
@@ -249,12 +279,6 @@ def _share_buffers(module: nn.Module, seat: Seat) -> None:
     with torch.no_grad():
         for buffer in module.buffers() if seat.world > 1 else ():
             buffer.copy_(seat.from_first(buffer))
-
-
-def _sums(loss_sum: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    right = (logits.argmax(1) == targets).sum()
-    count = torch.tensor(len(targets), device=logits.device)
-    return torch.stack([loss_sum.detach().double(), right.double(), count.double()])
 
 
 def _means(name: str, sums: torch.Tensor) -> Document:

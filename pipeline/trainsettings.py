@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from pipeline.augmentsettings import AugmentSettings
+from pipeline.presets import with_preset
 from pipeline.section import Section
 
 
@@ -36,12 +38,35 @@ class Workers(Section):
 class TrainSettings(Section):
     """How the model is trained."""
 
+    preset: str | None = Field(None, description="lab, transfer, finetune or imagenet: values for what is left out")
     mode: Literal["none", "head", "finetune", "scratch"] = "none"
     epochs: int = Field(10, gt=0)
     batch_size: int = Field(64, gt=0, description="global: all workers together")
-    optimizer: Literal["adam", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    accumulate: int = Field(1, gt=0, description="pieces that a worker computes its share in, to need less memory")
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = Field("adam", description="sgd is Nesterov's")
+    learning_rate: float = Field(1e-3, gt=0, description="at its highest")
+    learning_rate_batch: int | None = Field(None, gt=0, description="batch that it is meant for: another scales it")
+    body_learning_rate: float | None = Field(None, gt=0, description="mode finetune: of all but the head")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd and rmsprop")
+    weight_decay: float = Field(0.0, ge=0, description="of weights; biases and normalisations do not decay")
+    schedule: Literal["constant", "cosine", "one_cycle"] = "constant"
+    warmup_epochs: float = Field(0.0, ge=0, description="the rate rises so long (one_cycle: 0 means 30 %)")
+    clip_norm: float | None = Field(None, gt=0, description="longest gradient, over all parameters")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    average: float | None = Field(
+        None, gt=0, lt=1, description="decay of the weights' running average, which is sealed"
+    )
+    early_stopping: int | None = Field(None, gt=0, description="epochs without a lower validation loss; seals the best")
+    balance: Literal["none", "sampling", "loss"] = Field(
+        "none", description="rare classes: learnt more often, or weigh more"
+    )
+    augment: AugmentSettings = AugmentSettings()
+    freeze: tuple[str, ...] = Field((), description="parts that stay as they are: features.0, layer1")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16: autocast, for processors and GPUs that have it"
+    )
+    channels_last: bool = Field(False, description="pixels before channels in memory: quicker convolutions in bf16")
+    compile: bool = Field(False, description="torch.compile: minutes at the start, faster steps on GPUs")
     cache_features: bool = Field(True, description="mode head: run the backbone once, not every epoch")
     lanes: int = Field(8, gt=0, description="fixed streams of examples; workers must divide it")
     # Eight lanes of 512 examples touch at most 24 shards of 256 images, which the cache holds at 224 pixels.
@@ -55,6 +80,26 @@ class TrainSettings(Section):
     keep_checkpoints: int = Field(2, gt=0)
     stall_s: float = Field(300, gt=0, description="no step for so long: say which worker, and start the workers again")
     sanity: bool = Field(True, description="before the first step: first loss = ln K, 20 images learnt by heart")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_fills_in(cls, value: Any) -> Any:
+        return with_preset(value) if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _parts_are_there(self) -> "TrainSettings":
+        if self.body_learning_rate is not None and self.mode != "finetune":
+            raise ValueError(
+                f"body_learning_rate is for mode finetune (mode is {self.mode}): elsewhere all learns alike"
+            )
+        if self.freeze and self.mode not in ("finetune", "scratch"):
+            raise ValueError(f"freeze is for the modes finetune and scratch (mode is {self.mode})")
+        augmented = self.augment.changes_pictures or self.augment.mixes
+        if augmented and self.mode == "head" and self.cache_features:
+            raise ValueError(
+                "augment changes pictures, and mode head learns from cached features: set cache_features: false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _workers_divide_lanes(self) -> "TrainSettings":

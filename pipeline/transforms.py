@@ -20,12 +20,16 @@ MAX_RESIZED_PIXELS = 50_000_000  # 150 MB; a strip of 1 x 800 pixels for a model
 
 @dataclass(frozen=True)
 class Window:
-    """Pixels of a resized picture, and where the crop begins in it: below 0 where a side is shorter than the crop."""
+    """Pixels of a resized picture, and where the crop begins in it: below 0 where a side is shorter than the crop.
 
-    width: int
-    height: int
-    left: int
-    top: int
+    Whole numbers where a picture is labelled. Random parts of pictures in training have fractions of pixels, and their two
+    sides may be resized differently.
+    """
+
+    width: float
+    height: float
+    left: float
+    top: float
 
 
 @dataclass(frozen=True)
@@ -79,9 +83,10 @@ class Transforms:
             When the picture is too thin: see `window`.
         """
         window = self.window(image.width, image.height)
-        if (window.width, window.height) != image.size:
-            image = image.resize((window.width, window.height), FILTERS[self.interpolation])
-        cropped = image.crop((window.left, window.top, window.left + self.crop_px, window.top + self.crop_px))
+        size, left, top = (int(window.width), int(window.height)), int(window.left), int(window.top)
+        if size != image.size:
+            image = image.resize(size, FILTERS[self.interpolation])
+        cropped = image.crop((left, top, left + self.crop_px, top + self.crop_px))
         array = np.asarray(cropped, dtype=np.uint8)
         return array if array.ndim == 3 else array[:, :, None]
 

@@ -13,8 +13,9 @@ from pipeline.bundle import load_bundle
 from pipeline.checkpoints import Checkpoints
 from pipeline.engine import TorchEngine, normalize
 from pipeline.errors import ModelError
-from pipeline.fitting import OnPixels, fit, start_network
+from pipeline.fitting import OnPixels, _course, fit, start_network
 from pipeline.heads import head_of
+from pipeline.mixing import mixed
 from pipeline.pulse import Pulse
 from pipeline.seat import Seat
 from pipeline.storage import open_storage
@@ -165,6 +166,16 @@ CASES = {
     "head": lambda weights: (SCRATCH | {"mode": "head"}, pretrained(weights, "squeezenet1_1")),
     "live": lambda weights: (SCRATCH | {"mode": "head", "cache_features": False}, pretrained(weights, "mobilenet_v2")),
 }
+
+
+AUGMENT = {
+    "crop_area": [0.2, 1], "flip": "horizontal", "color": 0.2, "rotate_degrees": 5, "trivial": True, "erase": 0.3,
+    "mixup": 0.2, "cutmix": 1.0,
+}  # fmt: skip
+CASES["augmented"] = lambda weights: (
+    SCRATCH | {"augment": AUGMENT, "balance": "sampling", "average": 0.9, "schedule": "cosine", "label_smoothing": 0.1},
+    {"builder": "lab_cnn", "transforms": SMALL},
+)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -321,6 +332,119 @@ def test_the_input_size_of_the_config_is_what_is_trained_and_sealed(make, weight
     )
     transforms = bundle_of(task, run(task)).architecture.transforms
     assert (transforms.resize_px, transforms.crop_px) == (55, 48)
+
+
+def test_frozen_parts_keep_weights_and_statistics_and_the_others_learn(make, weights):
+    train = {"mode": "finetune", "epochs": 1, "batch_size": 8, "freeze": ["features.0", "features.1"]}
+    sealed = bundle_of(task := make(train, pretrained(weights, "mobilenet_v2")), run(task)).net.state_dict()
+    given = load_file(weights / "mobilenet_v2.safetensors")
+    same_as_given = {key for key in given if torch.equal(sealed[key], given[key]) and "num_batches" not in key}
+    frozen = {key for key in given if key.startswith(("features.0.", "features.1.")) and "num_batches" not in key}
+    assert any("running_mean" in key for key in frozen)
+    assert frozen <= same_as_given
+    assert not any(key.startswith("features.2.") for key in same_as_given)
+
+
+def test_a_part_that_is_not_there_names_those_that_are(make, weights):
+    task = make({"mode": "finetune", "freeze": ["feature.0"]}, pretrained(weights, "mobilenet_v2"))
+    with pytest.raises(ModelError, match=r"train.freeze: MobileNetV2 has no part 'feature.0'; it has features.0"):
+        run(task)
+
+
+def test_the_body_learns_at_its_own_rate(make, weights):
+    train = {"mode": "finetune", "epochs": 1, "batch_size": 64, "learning_rate": 1e-2, "body_learning_rate": 1e-9}
+    sealed = bundle_of(task := make(train, pretrained(weights, "mobilenet_v2")), run(task)).net.state_dict()
+    start = start_network(task, open_storage(task.store, task.storage)).net.state_dict()
+    moves = {
+        key: (sealed[key] - start[key]).abs().max().item() for key in ("features.0.0.weight", "classifier.1.weight")
+    }
+    assert moves["features.0.0.weight"] < 1e-7
+    assert moves["classifier.1.weight"] > 1e-3
+
+
+@pytest.mark.parametrize("how", [{"channels_last": True}, {"precision": "bf16", "channels_last": True}])
+def test_other_layouts_and_precisions_learn_the_same(make, weights, how):
+    train = {"mode": "finetune", "epochs": 2, "batch_size": 8, "learning_rate": 1e-3}
+    results = [
+        run(make(train | settings, pretrained(weights, "squeezenet1_1"), where=f"store-{len(settings)}"))
+        for settings in ({}, how)
+    ]
+    np.testing.assert_allclose(losses(results[1]), losses(results[0]), atol=0.2 if "precision" in how else 1e-3)
+
+
+def test_batches_and_augmentation_are_the_same_for_any_number_of_workers(make):
+    task = make(SCRATCH | {"augment": AUGMENT}, {"builder": "lab_cnn", "transforms": SMALL})
+    store = open_storage(task.store, task.storage)
+    course, augment = _course(task, store, start_network(task, store), 1), task.train.augment
+    order = course.order(1)
+
+    def batch(rank, world):
+        positions = order.positions(0, rank, world)
+        inputs, classes = course.inputs.gather_augmented(order.stream[positions], positions, 1)
+        return mixed(inputs, classes, order.lanes(0, rank, world), augment, task.seed, 1, 0)
+
+    whole, targets = batch(0, 1)
+    assert whole.shape == (9, 8, 8, 3)
+    for world in (2, 4, 8):
+        parts = [batch(rank, world) for rank in range(world)]
+        assert torch.equal(torch.cat([inputs for inputs, _ in parts]), whole)
+        for name in ("classes", "others", "shares"):
+            assert torch.equal(torch.cat([getattr(part, name) for _, part in parts]), getattr(targets, name))
+    assert not torch.equal(batch(0, 1)[0], course.inputs.gather(order.batch(0, 0, 1))[0])
+
+
+def test_validation_pictures_are_never_augmented(make):
+    train = SCRATCH | {"epochs": 1, "learning_rate": 1e-12}
+    plain, augmented = (
+        run(make(train | more, LINEAR, where=f"store-{len(more)}"))["history"][0] for more in ({}, {"augment": AUGMENT})
+    )
+    assert augmented["val_loss"] == pytest.approx(plain["val_loss"], abs=1e-6)
+    assert augmented["train_loss"] != pytest.approx(plain["train_loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize("balance", ["sampling", "loss"])
+def test_rare_classes_come_more_often_or_count_more(make, class_folders, tmp_path, balance):
+    class_folders(tmp_path / "images-3", {"train": 1, "val": 4}, ("cat",))
+    class_folders(tmp_path / "images-3", {"train": 30, "val": 4}, ("dog", "mug"))
+    task = make(SCRATCH | {"epochs": 2, "learning_rate": 3e-3, "balance": balance}, LINEAR)
+    assert run(task)["num_train"] == 61
+    store = open_storage(task.store, task.storage)
+    course = _course(task, store, start_network(task, store), 1)
+    if balance == "sampling":
+        drawn = np.concatenate([course.order(0).batch(step, 0, 1) for step in range(course.steps)])
+        assert np.bincount(course.inputs.targets[drawn]).tolist() == [20, 20, 20]
+    else:
+        assert course.weights.tolist() == pytest.approx([61 / 3, 61 / 90, 61 / 90])
+
+
+def test_a_compiled_network_trains_and_its_weights_keep_their_names(make, monkeypatch):
+    calls = []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+        def forward(self, pixels):
+            calls.append(len(pixels))
+            return self.module(pixels)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    plain, compiled = (
+        make(SCRATCH | {"compile": compile, "sanity": False}, LINEAR, where=f"store-{compile}")
+        for compile in (False, True)
+    )
+    results = [run(task) for task in (plain, compiled)]
+    assert sum(calls) == 18 * 3, "only steps are compiled for"
+    assert results[0]["version"] == results[1]["version"]
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_a_processor_that_emulates_bfloat16_is_said(make, monkeypatch, has):
+    monkeypatch.setattr("pipeline.fitting.has_bf16", lambda flags: has)
+    pulse = Pulse()
+    run(make(SCRATCH | {"epochs": 1, "precision": "bf16", "sanity": False}, LINEAR), pulse)
+    assert [warning.partition(":")[0] for warning in pulse.warnings] == ["precision"] * (not has)
 
 
 def test_weights_that_do_not_fit_the_builder_are_refused(make, weights):

@@ -11,7 +11,7 @@ from pipeline import zoo
 from pipeline.engine import normalize
 from pipeline.errors import IntegrityError
 from pipeline.examples import Examples, load_examples
-from pipeline.loading import Inputs, ShardCache, feature_reader, pixel_reader
+from pipeline.loading import Inputs, Pictures, ShardCache, encoded_reader, feature_reader, pixel_reader
 from pipeline.shards import Segment, Shard
 from pipeline.storage import open_storage
 from pipeline.transforms import Transforms
@@ -116,6 +116,43 @@ def test_tombstoned_segments_are_left_out_of_tables_and_pixels_alike(task):
     gone = readable.index(first.segments[1].path)
     assert len(examples.labels) == 20
     assert np.array_equal(rest, np.delete(whole, gone, axis=0))
+
+
+def test_encoded_pictures_are_those_of_the_examples(task):
+    store = open_storage(task.store, task.storage)
+    read, images = encoded_reader(store, task), open_storage(task.input.url, task.storage)
+    for shard in task.shards:
+        paths = [segment.path for segment in shard.segments if "broken" not in segment.path]
+        held = read(shard)
+        assert [held[slot] for slot in range(len(paths))] == [images.read(path) for path in paths]
+        assert held.nbytes == sum(len(images.read(path)) for path in paths)
+
+
+def test_encoded_pictures_that_are_gone_are_noticed(task):
+    store, first = open_storage(task.store, task.storage), task.shards[0]
+    fewer = Shard(tuple(s for s in first.segments if "broken" not in s.path)[1:])
+    store.write(
+        f"features/images/examples/{fewer.id}.parquet", store.read(f"features/images/examples/{first.id}.parquet")
+    )
+    with pytest.raises(IntegrityError, match=r"images decode, its examples are \d; plan and train again"):
+        encoded_reader(store, task)(fewer)
+
+
+def test_pictures_are_changed_by_the_epoch_and_their_place_in_it(task):
+    store = open_storage(task.store, task.storage)
+    examples = load_examples(store, task.dataset, task.examples, task.shards, task.split)
+    asked = []
+
+    def augment(data, epoch, position):
+        asked.append((epoch, position))
+        return np.full((2, 2, 3), len(data) % 256, np.uint8)
+
+    pictures = Pictures(ShardCache(task.shards, encoded_reader(store, task), 10**6), augment, 2)
+    loaded = Inputs(examples, np.arange(len(examples.labels)), ShardCache(task.shards, len, 1), pictures)
+    inputs, targets = loaded.gather_augmented(np.array([5, 0, 5]), np.array([17, 3, 4]), 2)
+    assert sorted(asked) == [(2, 3), (2, 4), (2, 17)]
+    assert (inputs.shape, targets.tolist()) == ((3, 2, 2, 3), [5, 0, 5])
+    assert torch.equal(inputs[0], inputs[2])
 
 
 def test_features_are_those_of_the_table(tmp_path, task, training_task):

@@ -244,7 +244,7 @@ def test_another_input_size_is_another_training_on_other_features(nightshift, co
 
 def test_how_a_training_is_run_does_not_make_it_another_one(nightshift, config):
     first = nightshift(config(), "train")
-    same = {"workers": 2, "max_failures": 0, "cache_mb": 1}
+    same = {"workers": 2, "max_failures": 0, "cache_mb": 1, "preset": "lab", "epochs": 5}
     ended = nightshift(config(train=same), "train")
     assert "finished already" in ended.said
     assert ended.record["model"] == first.record["model"]

@@ -14,6 +14,7 @@ from stopping import Stopped, StoppingAfter
 from torch import nn
 from torchvision.models.inception import InceptionOutputs
 
+from pipeline.augmentsettings import AugmentSettings
 from pipeline.checkpoints import Checkpoints
 from pipeline.errors import ModelError, TransientError
 from pipeline.examples import Examples
@@ -23,8 +24,9 @@ from pipeline.pulse import Pulse
 from pipeline.seat import Seat
 from pipeline.settings import StorageSettings
 from pipeline.shards import Segment, Shard
+from pipeline.stepping import Trainee
 from pipeline.storage import open_storage
-from pipeline.training import Course, Trainee, _share_buffers, train
+from pipeline.training import Course, _share_buffers, train
 from pipeline.trainsettings import TrainSettings
 from pipeline.trainstate import agreed
 
@@ -178,6 +180,60 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(tmp_path, optim
         torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     )
     assert (pulse.examples, pulse.steps) == (72 * 4, 16 - stopped_at // 18)
+
+
+RECIPES = {
+    "average": {"average": 0.9},
+    "early stopping": {"early_stopping": 3},
+    "all": {"schedule": "one_cycle", "warmup_epochs": 1, "average": 0.5, "early_stopping": 3, "optimizer": "rmsprop"},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("stopped_at", [1, 5, 9, 12])
+def test_every_recipe_resumes_to_the_same_bits(tmp_path, recipe, stopped_at):
+    settings = SETTINGS.model_copy(update={**recipe, "epochs": 6, "checkpoint_steps": 1})
+    whole, killed = linear(), linear()
+    expected = train(alone(whole), course(settings), Seat(), None, Pulse())
+    checkpoints = Checkpoints(open_storage(str(tmp_path), StorageSettings()), "key")
+    with pytest.raises(Stopped):
+        train(alone(killed), course(settings), Seat(), checkpoints, StoppingAfter(16 * stopped_at))
+    resumed = linear()
+    history = train(alone(resumed), course(settings), Seat(), checkpoints, Pulse())
+    assert [record["val_loss"] for record in history] == [record["val_loss"] for record in expected]
+    for key, tensor in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[key], tensor)
+
+
+def test_early_stopping_ends_the_training_and_seals_the_best_epoch():
+    settings = SETTINGS.model_copy(update={"epochs": 60, "early_stopping": 2, "learning_rate": 1.0})
+    module = linear()
+    history = train(alone(module), course(settings), Seat(), None, Pulse())
+    losses = [record["val_loss"] for record in history]
+    assert len(history) < 60
+    assert losses.index(min(losses)) == len(losses) - 3
+    again = train(
+        alone(module), course(settings.model_copy(update={"epochs": 1, "learning_rate": 1e-30})), Seat(), None, Pulse()
+    )
+    assert again[0]["val_loss"] == pytest.approx(min(losses), abs=1e-6)
+
+
+def test_early_stopping_without_validation_images_is_refused():
+    with pytest.raises(ModelError, match="early_stopping looks at validation images, and there are none"):
+        train(
+            alone(linear()), course(SETTINGS.model_copy(update={"early_stopping": 1}), num_val=0), Seat(), None, Pulse()
+        )
+
+
+def test_the_average_is_validated_and_sealed():
+    settings = SETTINGS.model_copy(update={"average": 0.999, "learning_rate": 0.5})
+    plain, averaged = linear(), linear()
+    train(alone(plain), course(settings.model_copy(update={"average": None})), Seat(), None, Pulse())
+    history = train(alone(averaged), course(settings), Seat(), None, Pulse())
+    assert not torch.equal(plain.weight, averaged.weight)
+    frozen = settings.model_copy(update={"average": None, "epochs": 1, "learning_rate": 1e-30})
+    again = train(alone(averaged), course(frozen), Seat(), None, Pulse())
+    assert again[0]["val_loss"] == pytest.approx(history[-1]["val_loss"], abs=1e-6)
 
 
 def test_a_finished_training_that_is_resumed_trains_nothing_more(tmp_path):
@@ -337,6 +393,14 @@ def test_a_first_loss_that_is_not_that_of_guessing_is_warned_of_where_the_head_i
     settings = SETTINGS.model_copy(update={"epochs": 1, "batch_size": 72})
     train(alone(module), replace(course(settings), fresh_head=fresh), Seat(), None, pulse)
     assert [warning.partition(":")[0] for warning in pulse.warnings] == ["first-loss"] * fresh
+
+
+def test_mixing_is_in_what_is_learnt_and_not_in_what_is_validated():
+    settings = SETTINGS.model_copy(update={"epochs": 1, "learning_rate": 1e-30})
+    mixing = settings.model_copy(update={"augment": AugmentSettings(mixup=1.0)})
+    plain, mixed = (train(alone(linear()), course(s), Seat(), None, Pulse())[0] for s in (settings, mixing))
+    assert mixed["train_loss"] != plain["train_loss"]
+    assert mixed["val_loss"] == plain["val_loss"]
 
 
 class WithAuxiliary(nn.Module):
