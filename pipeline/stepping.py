@@ -57,6 +57,8 @@ class Stepper:
     ) -> torch.Tensor:
         """Take a step and return this worker's sums over its share: loss, right answers, examples.
 
+        The loss is the plain cross entropy, to compare with that of validation: neither softened nor weighted.
+
         Parameters
         ----------
         global_size : int
@@ -78,7 +80,7 @@ class Stepper:
                 if last:
                     ready()
                 torch.autograd.backward(whole * self._seat.world / global_size)
-            sums += counted(loss, logits, piece_targets.classes)
+            sums += counted(summed_loss(logits.detach(), piece_targets), logits, piece_targets.classes)
         if self._settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trainee.module.parameters(), self._settings.clip_norm)
         self.optimizer.step()

@@ -42,7 +42,7 @@ class Course:
     num_classes: int
     settings: TrainSettings
     seed: int
-    fresh_head: bool = True  # its first loss is that of guessing, where all classes count alike
+    fresh_head: bool = True  # its first loss is that of guessing
 
     @property
     def num_train(self) -> int:
@@ -85,7 +85,8 @@ def train(
     Returns
     -------
     list[Document]
-        One record per epoch: epoch, train_loss, train_top1, val_loss, val_top1, seconds. Losses are means per example.
+        One record per epoch: epoch, train_loss, train_top1, val_loss, val_top1, seconds. Losses are means of the cross
+        entropy per example; in training of the pictures as they are learnt, augmented and mixed, while the weights move.
 
     Raises
     ------
@@ -197,9 +198,8 @@ class _Training:
         mean, settings = loss / max(1.0, count), self._course.settings
         if self._at.first_loss is None:
             self._at.first_loss = mean
-            guessing = self._course.fresh_head and settings.balance != "loss"
             warning = first_loss_warning(mean, int(count), self._course.num_classes)
-            if warning and settings.sanity and guessing and self._seat.rank == 0:
+            if warning and settings.sanity and self._course.fresh_head and self._seat.rank == 0:
                 self._pulse.warn(warning)
         usual = max(self._at.first_loss, math.log(self._course.num_classes))
         if not math.isfinite(mean) or mean > EXPLODED * usual:

@@ -113,10 +113,27 @@ def test_the_number_of_the_step_decides_the_rate():
     torch.testing.assert_close(middle["0.weight"], 0.5 * first["0.weight"])
 
 
-def test_smoothing_is_in_the_loss_that_is_learnt():
-    plain, soft = moved(SGD)[1], moved(SGD | {"label_smoothing": 0.2})[1]
-    assert soft[0] != plain[0]
-    assert soft[1:].tolist() == plain[1:].tolist()
+def test_smoothing_is_in_the_loss_that_is_learnt_and_not_in_the_one_that_is_shown():
+    net, (inputs, targets) = network(), batch()
+    nn.functional.cross_entropy(net(inputs), targets, label_smoothing=0.2).backward()
+    expected = {name: -0.5 * p.grad for name, p in net.named_parameters()}
+    found, sums = moved(SGD | {"label_smoothing": 0.2})
+    torch.testing.assert_close(found, expected)
+    assert sums.tolist() == moved(SGD)[1].tolist()
+
+
+def test_weights_of_classes_are_in_the_loss_that_is_learnt_and_not_in_the_one_that_is_shown():
+    net, (inputs, targets) = network(), batch()
+    weights = torch.tensor([2.0, 0.0, 1.0])
+    each = nn.functional.cross_entropy(net(inputs), targets, reduction="none")
+    (each * weights[targets]).mean().backward()
+    expected = {name: -0.5 * p.grad for name, p in net.named_parameters()}
+    trained = network()
+    start = copy.deepcopy(trained.state_dict())
+    stepper = Stepper(Trainee(trained, trained, trained.train), TrainSettings(**SGD), Seat(), 10, 5, weights)
+    sums = stepper.step(inputs, Targets(targets), 12, 0, lambda: None)
+    torch.testing.assert_close({key: tensor - start[key] for key, tensor in trained.state_dict().items()}, expected)
+    assert sums.tolist() == moved(SGD)[1].tolist()
 
 
 def test_bf16_computes_in_bfloat16_and_keeps_weights_in_single():
