@@ -76,7 +76,8 @@ def test_logits_in_a_fresh_process_are_those_of_the_sealing_one_bit_for_bit(stor
     """Of every family with its own head, of some with a new one; inception's and googlenet's inputs transformed as trained."""
     expected, asked = {}, []
     new_heads = ("squeezenet1_1", "inception_v3", "googlenet", "mobilenet_v2", "densenet121")
-    for builder, head in [*((name, "native") for name in ALL), *((name, "linear") for name in new_heads)]:
+    families = [name for name in ALL if name != "vgg11"]  # half a gigabyte, and vgg11_bn is of the same class
+    for builder, head in [*((name, "native") for name in families), *((name, "linear") for name in new_heads)]:
         size_px, _, arguments = FAMILIES.get(builder, (64, 0, {}))
         settings = ModelSettings(builder=builder, arguments=arguments, weights="w.safetensors")
         arguments = zoo.builder_arguments(settings, Transforms(size_px, size_px))
