@@ -62,7 +62,6 @@ def check_task(task: ExamplesTask, store: Storage) -> None:
     if train.mode == "none":
         return
     arguments, transforms = plan_network(store, task.model, task.input.size_px)
-    alone = 0 if train.mode == "head" else train.batch_size // train.workers.max
-    check_size(builder, arguments, transforms, alone)
+    check_size(builder, arguments, transforms, train.fewest_images(train.batch_size, train.workers.max))
     if train.mode != "scratch":
         check_head(builder, arguments, transforms)

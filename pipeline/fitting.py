@@ -64,8 +64,8 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
     trained, trainee = _trainee(task, net, architecture.transforms, seat, wrap)
     course = _course(task, store, start, threads)
     if not task.cached:
-        alone = 0 if task.train.mode == "head" else min(task.train.batch_size, course.num_train) // seat.world
-        check_size(architecture.builder, architecture.arguments, architecture.transforms, alone)
+        fewest = task.train.fewest_images(min(task.train.batch_size, course.num_train), seat.world)
+        check_size(architecture.builder, architecture.arguments, architecture.transforms, fewest)
     if not seat.rank and task.train.precision == "bf16" and not _has_bf16(seat):
         pulse.warn(
             "precision: this processor emulates bfloat16, which is slower than train.precision: fp32 and no more accurate"
@@ -93,16 +93,6 @@ class Start:
     net: nn.Module
     architecture: Architecture
     fresh_head: bool
-
-
-def _has_bf16(seat: Seat) -> bool:
-    if torch.device(seat.device).type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return has_bf16(vector_flags(cpu_info()))
-
-
-def _sealed_epoch(history: list[Document], settings: TrainSettings) -> int:
-    return best_epoch(history) + 1 if settings.early_stopping is not None else len(history)
 
 
 def start_network(task: TrainTask, store: Storage) -> Start:
@@ -193,3 +183,13 @@ def _weights(task: TrainTask, net: nn.Module, trained: nn.Module) -> dict[str, t
     if task.cached:
         head_of(net).load_state_dict(trained.state_dict())
     return net.state_dict()
+
+
+def _has_bf16(seat: Seat) -> bool:
+    if torch.device(seat.device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return has_bf16(vector_flags(cpu_info()))
+
+
+def _sealed_epoch(history: list[Document], settings: TrainSettings) -> int:
+    return best_epoch(history) + 1 if settings.early_stopping is not None else len(history)

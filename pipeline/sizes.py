@@ -125,7 +125,7 @@ def check_size(builder: str, arguments: Arguments, transforms: Transforms, batch
     if batch == 1 and (why := misfit(*asked, batch)):
         raise ModelError(
             f"{builder} cannot train on one image at a time, as a worker would here: {why}. Raise train.batch_size, or take "
-            "fewer workers"
+            "fewer workers, or a smaller train.accumulate"
         )
 
 

@@ -71,7 +71,9 @@ class TrainSettings(Section):
     lanes: int = Field(8, gt=0, description="fixed streams of examples; workers must divide it")
     # Eight lanes of 512 examples touch at most 24 shards of 256 images, which the cache holds at 224 pixels.
     shuffle_window: int = Field(512, gt=0, description="examples that shuffling mixes at a time, per lane")
-    cache_mb: int = Field(1024, gt=0, description="memory per worker for decoded shards")
+    cache_mb: int = Field(
+        1024, gt=0, description="memory per worker for decoded shards, and as much for augmented ones"
+    )
     workers: Workers = Field(Workers(), description="a number, or {min: 1, max: 4}: as many as there is room for")
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(2, ge=0, description="deaths and stalls of workers that one run survives")
@@ -100,6 +102,10 @@ class TrainSettings(Section):
                 "augment changes pictures, and mode head learns from cached features: set cache_features: false"
             )
         return self
+
+    def fewest_images(self, batch_size: int, workers: int) -> int:
+        """Return the fewest images that go through the network at once in training, 0 where it only answers."""
+        return 0 if self.mode == "head" else max(1, batch_size // workers // self.accumulate)
 
     @model_validator(mode="after")
     def _workers_divide_lanes(self) -> "TrainSettings":

@@ -280,6 +280,8 @@ def test_one_image_per_worker_and_step_is_refused_where_batch_norms_cannot_take_
     model = pretrained(weights, "mobilenet_v2")
     with pytest.raises(ModelError, match="cannot train on one image at a time"):
         make({"mode": "finetune", "batch_size": 2, "workers": 2}, model, num={"train": 1})
+    with pytest.raises(ModelError, match="cannot train on one image at a time"):
+        make({"mode": "finetune", "batch_size": 8, "workers": 2, "accumulate": 4}, model, num={"train": 1})
     task = make({"mode": "finetune", "batch_size": 64, "epochs": 1}, model, num={"train": 1})
     assert run(replace(task, train=task.train.model_copy(update={"sanity": False})))["num_train"] == 3
     few = Seat(0, 2, "cpu", lambda sums: sums)
