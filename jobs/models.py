@@ -20,14 +20,15 @@ def show(path: str | None, overrides: Sequence[str], measured: str | None, plot:
     """Print the networks, that of a config first where one is given; measure those named; draw them all."""
     from pipeline.catalog import configured, published
 
-    entries, paces = list(published()), {name: _pace(name) for name in _names(measured)}
-    config = read_config(path, overrides) if path else None
+    names, config = _names(measured), read_config(path, overrides) if path else None
+    entries = list(published())
     own = configured(config.open_store(), config.model, config.input.size_px) if config else None
     if plot:
         from pipeline.scatter import draw_accuracy
 
         draw_accuracy(entries, plot)
         say(f"published accuracy against cost: {plot}")
+    paces = {name: _pace(name) for name in names}
     if as_json:
         document = {"models": [entry.to_json() for entry in entries], "images_per_s": paces}
         print(json.dumps(document | ({"config": own.to_json()} if own else {}), ensure_ascii=False))
@@ -43,7 +44,7 @@ def show(path: str | None, overrides: Sequence[str], measured: str | None, plot:
 
 
 def _names(measured: str | None) -> list[str]:
-    """Return the builders to measure, checked before the first one takes its time."""
+    """Return the builders to measure; ModelError when one of them is none."""
     from pipeline.zoo import check_builder
 
     names = [name.strip() for name in (measured or "").split(",") if name.strip()]

@@ -18,7 +18,7 @@ from pipeline.examples import Examples, fingerprint, load_examples
 from pipeline.plans import Plan
 from pipeline.registry import production, promote_first
 from pipeline.selection import live_paths, row_settings, selected
-from pipeline.settings import InputSettings
+from pipeline.settings import InputSettings, ModelSettings
 from pipeline.shards import Shard
 from pipeline.splits import missing
 from pipeline.storage import open_storage
@@ -67,8 +67,9 @@ def _fit(run: Run, again: bool) -> str:
     plan = present_plan(run)
     source = row_settings(config.input, live_paths(plan.shards))
     plan = replace(plan, shards=tuple(selected(plan.shards, config.input)))
-    weights = _weights_identity(run) if config.train.mode != "scratch" else None
-    name = _make_examples(run, plan, source, weights)
+    model = _pinned(run)
+    weights = _weights_identity(run, model) if config.train.mode != "scratch" else None
+    name = _make_examples(run, plan, source, model, weights)
     examples = load_examples(run.store, plan.dataset, name, plan.shards, config.split)
     classes = _check(examples, source)
     num_train = len(examples.of("train"))
@@ -82,7 +83,7 @@ def _fit(run: Run, again: bool) -> str:
         say(f"this training is finished already, as {config.model.name}@{finished}; --again repeats it")
         return finished
     task = TrainTask(
-        config.store, config.storage, source, config.split, config.model, config.train, config.seed,
+        config.store, config.storage, source, config.split, model, config.train, config.seed,
         plan.dataset, plan.shards, name, classes.names, key, utc_now(),
     )  # fmt: skip
     _train(run, task, num_train, again)
@@ -96,13 +97,13 @@ def _fit(run: Run, again: bool) -> str:
     return version
 
 
-def _make_examples(run: Run, plan: Plan, source: InputSettings, weights: str | None) -> str:
+def _make_examples(run: Run, plan: Plan, source: InputSettings, model: ModelSettings, weights: str | None) -> str:
     """Make the example tables that are missing, as a cluster job; return what they are called."""
     config = run.config
     backbone = config.train.mode == "head" and config.train.cache_features
     name = fingerprint(
         source,
-        config.model,
+        model,
         weights if backbone else None,
         f"torchvision {library_version('torchvision')}",
     )
@@ -118,7 +119,7 @@ def _make_examples(run: Run, plan: Plan, source: InputSettings, weights: str | N
                 config.storage,
                 source,
                 plan.dataset,
-                config.model,
+                model,
                 config.train,
                 name,
                 backbone,
@@ -149,24 +150,31 @@ def _extract(run: Run, shards: list[Shard], task: ExamplesTask) -> None:
     run.stage(progress.name, progress.seconds, progress.done)
 
 
-def _weights_identity(run: Run) -> str:
-    """Return what tells these weights from any others; published ones are fetched into the store, once."""
-    config, source = run.config, weight_source(run.config.model.weights)
-    if isinstance(source, Sealed):
-        from pipeline.manifest import read_sealed
+def _pinned(run: Run) -> ModelSettings:
+    """Return the model's section with a bundle's version in it: what is promoted meanwhile changes no worker's weights."""
+    model = run.config.model
+    source = weight_source(model.weights)
+    if not isinstance(source, Sealed):
+        return model
+    from pipeline.manifest import read_sealed
 
-        return f"bundle {read_sealed(run.store, source, config.model.builder).id}"
+    return model.model_copy(update={"weights": read_sealed(run.store, source, model.builder).id})
+
+
+def _weights_identity(run: Run, model: ModelSettings) -> str:
+    """Return what tells these weights from any others; published ones are fetched into the store, once."""
+    source, storage = weight_source(model.weights), run.config.storage
+    if isinstance(source, Sealed):
+        return f"bundle {model.weights}"
     if isinstance(source, Published):
         from pipeline.published import fetch_published
 
-        return fetch_published(run.store, config.storage, config.model.builder, source.name)
-    folder, _, name = str(config.model.weights).rpartition("/")
+        return fetch_published(run.store, storage, model.builder, source.name)
+    folder, _, name = str(model.weights).rpartition("/")
     try:
-        return hashlib.sha256(open_storage(folder or ".", config.storage).read(name)).hexdigest()
+        return hashlib.sha256(open_storage(folder or ".", storage).read(name)).hexdigest()
     except NotFoundError as error:
-        raise ModelError(
-            f"model.weights: {config.model.weights} does not exist; give a safetensors state dict"
-        ) from error
+        raise ModelError(f"model.weights: {model.weights} does not exist; give a safetensors state dict") from error
 
 
 def _check(examples: Examples, source: InputSettings) -> Classes:

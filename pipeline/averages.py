@@ -34,7 +34,6 @@ class Average:
             self.tensors[name].lerp_(parameter, 1 - decay)
 
     @contextmanager
-    @torch.no_grad()
     def in_place(self) -> Iterator[None]:
         """Let the module answer with the average inside."""
         own = {name: p.detach().clone() for name, p in self._parameters()}

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline import zoo
 from pipeline.cost import Cost, cost
 from pipeline.networks import OWN
-from pipeline.pretrained import plan_network
+from pipeline.pretrained import blueprint
 from pipeline.settings import ModelSettings
 from pipeline.storage import Storage
 from pipeline.transforms import Transforms
@@ -46,8 +46,7 @@ def published() -> Iterator[Entry]:
     for builder in zoo.builders():
         if builder in OWN:
             own = ModelSettings(builder=builder)
-            transforms = zoo.published_transforms(own)
-            yield _counted(own, zoo.builder_arguments(own, transforms), transforms)
+            yield _counted(own, *zoo.blueprint(own))
             continue
         for weights in zoo.torchvision_models().get_model_weights(builder):
             accuracy = weights.meta["_metrics"]["ImageNet-1K"]["acc@1"]
@@ -61,7 +60,7 @@ def published() -> Iterator[Entry]:
 
 def configured(store: Storage, model: ModelSettings, size_px: int | None) -> Entry:
     """Return the network of a config, with its arguments and its input size, for 1,000 classes like the others."""
-    return _counted(model, *plan_network(store, model, size_px))
+    return _counted(model, *blueprint(store, model, size_px))
 
 
 def _counted(model: ModelSettings, arguments: Arguments, transforms: Transforms) -> Entry:

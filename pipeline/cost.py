@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import zoo
+from pipeline.registry import is_foreign
 from pipeline.transforms import Transforms
 from pipeline.zoo import Arguments
 
@@ -30,7 +31,7 @@ def cost(builder: str, arguments: Arguments, transforms: Transforms, num_classes
 
     Shapes alone run through it, in no memory to speak of; code of the user's own, which may look at values, runs for real.
     """
-    real = zoo.is_foreign(builder)
+    real = is_foreign(builder)
     net = (zoo.build if real else zoo.skeleton)(builder, arguments, num_classes).eval()
     shape, device = (1, transforms.num_channels, transforms.crop_px, transforms.crop_px), "cpu" if real else "meta"
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

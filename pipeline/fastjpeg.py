@@ -88,7 +88,7 @@ def fast_pixels(
         The crop of the upright picture, where it is not that of the transforms.
     """
     swapped, rows_reversed, columns_reversed = STEPS[turn_of(image)]
-    size = upright_size(image)
+    size = image.size[::-1] if swapped else image.size
     try:
         window = window or transforms.window(*size)
         stored = _stored(window, transforms.crop_px, swapped, rows_reversed, columns_reversed)

@@ -10,7 +10,7 @@ from pipeline.batches import Batch, decoded_batches, decoder
 from pipeline.engine import TorchEngine
 from pipeline.examples import examples_schema
 from pipeline.heads import split_head
-from pipeline.pretrained import load_pretrained, plan_network
+from pipeline.pretrained import blueprint, load_pretrained
 from pipeline.rows import ShardReader
 from pipeline.shards import Shard
 from pipeline.sizes import check_head, check_size
@@ -61,7 +61,7 @@ def check_task(task: ExamplesTask, store: Storage) -> None:
     train, builder = task.train, task.model.builder
     if train.mode == "none":
         return
-    arguments, transforms = plan_network(store, task.model, task.input.size_px)
+    arguments, transforms = blueprint(store, task.model, task.input.size_px)
     check_size(builder, arguments, transforms, train.fewest_images(train.batch_size, train.workers.max))
     if train.mode != "scratch":
         check_head(builder, arguments, transforms)

@@ -1,6 +1,6 @@
 """One worker's whole part in a training: read the examples, build the network, train, and (rank 0) seal the bundle."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
@@ -102,8 +102,7 @@ def start_network(task: TrainTask, store: Storage) -> Start:
     """
     model, classes = task.model, Classes(task.classes, task.classes)
     if task.train.mode == "scratch":
-        transforms = zoo.published_transforms(model, task.input.size_px)
-        arguments = zoo.builder_arguments(model, transforms)
+        arguments, transforms = zoo.blueprint(model, task.input.size_px)
         architecture = Architecture(model.builder, arguments, "native", classes, transforms)
         torch.manual_seed(task.seed)
         return Start(architecture.build(), architecture, True)
@@ -127,16 +126,17 @@ def _trainee(
     settings = task.train
     layout = torch.channels_last if settings.channels_last else torch.contiguous_format
     whole = OnPixels(net, transforms, layout).to(seat.device)
-    frozen = _frozen(net, settings)
-    learning: list[nn.Module] = [head_of(net)] if settings.mode == "head" else [whole]
-    _freeze([net] if settings.mode == "head" else frozen, learning if settings.mode == "head" else [])
+    frozen, learning = ([net], [head_of(net)]) if settings.mode == "head" else (_frozen(net, settings), [])
+    for parts, learns in ((frozen, False), (learning, True)):
+        for parameter in (p for part in parts for p in part.parameters()):
+            parameter.requires_grad = learns
 
     def set_mode(training: bool) -> None:
-        whole.eval()
-        for module in learning:
-            module.train(training)
+        whole.train(training)
         for module in frozen:
             module.eval()
+        for module in learning:
+            module.train(training)
 
     last = tuple(p for layer in last_layers(net) for p in layer.parameters()) if settings.mode == "finetune" else ()
     compiled: nn.Module = torch.compile(whole) if settings.compile else whole  # type: ignore[assignment]
@@ -151,12 +151,6 @@ def _frozen(net: nn.Module, settings: TrainSettings) -> list[nn.Module]:
             known = ", ".join(get_close_matches(name, names, 3) or [name for name, _ in net.named_children()])
             raise ModelError(f"train.freeze: {type(net).__name__} has no part {name!r}; it has {known}")
     return [net.get_submodule(name) for name in settings.freeze]
-
-
-def _freeze(frozen: Iterable[nn.Module], learning: Iterable[nn.Module]) -> None:
-    for parts, learns in ((frozen, False), (learning, True)):
-        for parameter in (p for part in parts for p in part.parameters()):
-            parameter.requires_grad = learns
 
 
 def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Course:

@@ -3,6 +3,8 @@
 Every network here is a backbone that ends in features [B, D], and a linear head.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -40,9 +42,8 @@ def replace_head(net: nn.Module, num_classes: int) -> nn.Linear:
     parent, name, old = _find_head(net)
     head = nn.Linear(old.in_features, num_classes)
     setattr(parent, name, head)
-    for attribute, layer in AUXILIARY.items():
-        if isinstance(auxiliary := getattr(net, attribute, None), nn.Module):
-            setattr(auxiliary, layer, nn.Linear(getattr(auxiliary, layer).in_features, num_classes))
+    for auxiliary, layer in _auxiliary(net):
+        setattr(auxiliary, layer, nn.Linear(getattr(auxiliary, layer).in_features, num_classes))
     return head
 
 
@@ -57,8 +58,7 @@ def head_of(net: nn.Module) -> nn.Linear:
 
 def last_layers(net: nn.Module) -> list[nn.Module]:
     """Return the layers whose outputs are the classes, auxiliary ones too: what is new when the classes are."""
-    layers = [getattr(getattr(net, name, None), layer, None) for name, layer in AUXILIARY.items()]
-    return [net.get_submodule(classifier_name(net)), *(layer for layer in layers if isinstance(layer, nn.Module))]
+    return [net.get_submodule(classifier_name(net)), *(getattr(module, layer) for module, layer in _auxiliary(net))]
 
 
 def has_linear_head(net: nn.Module) -> bool:
@@ -128,6 +128,13 @@ def append_features(net: nn.Module) -> None:
         return
     parent, name, head = _find_head(net)
     setattr(parent, name, _WithFeatures(head))
+
+
+def _auxiliary(net: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the auxiliary classifiers that a network has, each with the name of its last layer."""
+    for attribute, layer in AUXILIARY.items():
+        if isinstance(module := getattr(net, attribute, None), nn.Module):
+            yield module, layer
 
 
 def _is_squeezenet(net: nn.Module) -> bool:

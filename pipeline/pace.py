@@ -51,11 +51,9 @@ def measure_pace(model: ModelSettings, num_classes: int = 1000) -> tuple[Rates, 
 
 
 def _measured(model: ModelSettings, num_classes: int) -> tuple[Rates, Refusals]:
-    transforms = zoo.published_transforms(model)
+    arguments, transforms = zoo.blueprint(model)
     names = tuple(str(index) for index in range(num_classes))
-    architecture = Architecture(
-        model.builder, zoo.builder_arguments(model, transforms), "native", Classes(names, names), transforms
-    )
+    architecture = Architecture(model.builder, arguments, "native", Classes(names, names), transforms)
     settings, node = LabelSettings(), this_node(os.cpu_count() or 1)
     shape = (CPU_BATCH, transforms.crop_px, transforms.crop_px, transforms.num_channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

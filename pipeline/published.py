@@ -78,16 +78,10 @@ def _converted(builder: str, name: str, url: str, data: bytes) -> StateDict:
         raise ModelError(f"model.weights: {url} is not a readable checkpoint ({error})") from error
     if builder.startswith("densenet"):
         state = {re.sub(r"^(.*denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", key): state[key] for key in state}
-    settings = ModelSettings(builder=builder, weights=name)
-    arguments = zoo.builder_arguments(settings, zoo.published_transforms(settings))
-    net = zoo.build(builder, with_auxiliary(arguments), zoo.count_outputs(builder, with_auxiliary(arguments), state))
+    arguments = zoo.with_auxiliary(zoo.blueprint(ModelSettings(builder=builder, weights=name))[0])
+    net = zoo.build(builder, arguments, zoo.count_outputs(builder, arguments, state))
     try:
         net.load_state_dict(state)
     except RuntimeError as error:
         raise ModelError(f"model.weights: {url} does not fit this torchvision's {builder} ({error})") from error
     return net.state_dict()
-
-
-def with_auxiliary(arguments: zoo.Arguments) -> zoo.Arguments:
-    """Return the arguments of a network that takes the weights of its auxiliary classifiers, to be dropped or not."""
-    return arguments | {"aux_logits": True} if "aux_logits" in arguments else arguments

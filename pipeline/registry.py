@@ -47,13 +47,18 @@ def resolve(storage: Storage, settings: ModelSettings) -> str:
     return chosen
 
 
+def is_foreign(builder: str) -> bool:
+    """Say whether a builder is a function of the user's own, `package.module:function`."""
+    return ":" in builder
+
+
 def refuse_code(document: Document, name: str, builder: str) -> None:
     """Raise ModelError when a bundle is built by code of the user's own and the config does not name that code.
 
     A store is data. Whoever can write there must not be able to say what is imported and called here.
     """
     wanted = document["builder"]
-    if ":" in wanted and wanted != builder:
+    if is_foreign(wanted) and wanted != builder:
         raise ModelError(
             f"{name} is built by {wanted}, code that is only run when the config names it, and the config says "
             f"model.builder: {builder}; if you trust that code, set model.builder: {wanted}"

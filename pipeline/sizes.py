@@ -11,6 +11,7 @@ from pipeline import zoo
 from pipeline.convolutions import output_px
 from pipeline.errors import ModelError
 from pipeline.heads import head_of, split_outputs
+from pipeline.registry import is_foreign
 from pipeline.transforms import Transforms
 from pipeline.zoo import Arguments
 
@@ -19,27 +20,23 @@ LARGEST_PX = 1024
 MISFITS = (RuntimeError, ValueError, AssertionError, IndexError, TypeError, ZeroDivisionError)
 
 
-class _TooSmallError(RuntimeError):
-    """A window of a convolution or pooling does not fit."""
-
-
 class _Windows(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Foretells what each convolution and pooling gives, and stops at the first that would give nothing."""
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the operator, then let it run."""
         for side, window in enumerate(_windows(operator.overloadpacket, args)):
-            input_px = args[0].shape[side - len(args[0].shape) + 2]
+            input_px = args[0].shape[side - 2]
             if output_px(input_px, *window) < 1:
                 kernel, stride = window[:2]
-                raise _TooSmallError(f"a window of {kernel} pixels, stride {stride}, is left with {input_px}")
+                raise RuntimeError(f"a window of {kernel} pixels, stride {stride}, is left with {input_px}")
         return operator(*args, **(kwargs or {}))
 
 
 def _windows(operator: Any, args: Any) -> list[tuple[int, int, int, int, bool]]:
-    """Return kernel, stride, padding, dilation and ceil_mode of both sides, nothing for what has no window."""
+    """Return kernel, stride, padding, dilation and ceil_mode of both sides, nothing for what is no window over pictures."""
     aten = torch.ops.aten
-    if operator is aten.convolution and not args[6]:  # not transposed
+    if operator is aten.convolution and args[0].ndim == 4 and not args[6]:  # of two sides, and not transposed
         kernel, (stride, padding, dilation) = args[1].shape[2:], args[3:6]
         ceil_mode = False
     elif operator is aten.max_pool2d_with_indices or operator is aten.avg_pool2d:
@@ -145,7 +142,7 @@ def check_head(builder: str, arguments: Arguments, transforms: Transforms) -> No
 
     torchvision's networks are known; those of the user's own are tried.
     """
-    if not zoo.is_foreign(builder):
+    if not is_foreign(builder):
         return
     net, given = zoo.build(builder, arguments, 2).eval(), []
     head: nn.Module = head_of(net)

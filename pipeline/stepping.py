@@ -50,6 +50,7 @@ class Stepper:
         self._trainee, self._settings, self._seat = trainee, settings, seat
         self._num_steps, self._steps_per_epoch = num_steps, steps_per_epoch
         self._weights = weights.to(seat.device) if weights is not None else None
+        self._plain = self._weights is None and not settings.label_smoothing
         self.optimizer = make_optimizer(trainee.module, settings, trainee.head)
 
     def step(
@@ -80,7 +81,8 @@ class Stepper:
                 if last:
                     ready()
                 torch.autograd.backward(whole * self._seat.world / global_size)
-            sums += counted(summed_loss(logits.detach(), piece_targets), logits, piece_targets.classes)
+            shown = loss if self._plain else summed_loss(logits.detach(), piece_targets)
+            sums += counted(shown, logits, piece_targets.classes)
         if self._settings.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trainee.module.parameters(), self._settings.clip_norm)
         self.optimizer.step()

@@ -15,6 +15,7 @@ from torch import nn
 from pipeline.errors import ModelError
 from pipeline.heads import classifier_name
 from pipeline.networks import OWN, PUBLISHED_PX
+from pipeline.registry import is_foreign
 from pipeline.settings import ModelSettings
 from pipeline.transforms import Transforms, override, resized_to
 from pipeline.weightsource import Published, weight_source
@@ -35,15 +36,9 @@ def builders() -> list[str]:
     return [*OWN, *models.list_models(module=models)]
 
 
-def is_foreign(builder: str) -> bool:
-    """Say whether it names a function of the user's own, `package.module:function`."""
-    return ":" in builder
-
-
 def check_builder(name: str) -> None:
     """Raise ModelError for a name that is no classification builder."""
-    if name not in OWN:
-        _factory(name)
+    _factory(name)
 
 
 def published_transforms(settings: ModelSettings, size_px: int | None = None) -> Transforms:
@@ -87,6 +82,12 @@ def published_weights(builder: str, name: str | None) -> Any:
     return known[short]
 
 
+def blueprint(settings: ModelSettings, size_px: int | None = None) -> tuple[Arguments, Transforms]:
+    """Return what a network is built with and fed with, at `size_px` where it is given."""
+    transforms = published_transforms(settings, size_px)
+    return builder_arguments(settings, transforms), transforms
+
+
 def builder_arguments(settings: ModelSettings, transforms: Transforms) -> Arguments:
     """Return every argument that decides what the network computes, so that a reload builds the same one.
 
@@ -110,6 +111,11 @@ def builder_arguments(settings: ModelSettings, transforms: Transforms) -> Argume
     return own | settings.arguments
 
 
+def with_auxiliary(arguments: Arguments) -> Arguments:
+    """Return the arguments of a network that takes the weights of its auxiliary classifiers, to be dropped or not."""
+    return arguments | {"aux_logits": True} if "aux_logits" in arguments else arguments
+
+
 def at_size(builder: str, arguments: Arguments, size_px: int) -> Arguments:
     """Return the arguments for another input size, for networks that are built for one."""
     return arguments | dict.fromkeys(size_arguments(builder), size_px)
@@ -124,7 +130,7 @@ def size_arguments(builder: str) -> tuple[str, ...]:
 
 def build(builder: str, arguments: Arguments, num_classes: int) -> nn.Module:
     """Build a network with `num_classes` outputs, randomly initialised from torch's present seed."""
-    factory = OWN[builder] if builder in OWN else _factory(builder)
+    factory = _factory(builder)
     if "weights" in arguments:  # torchvision would download a pickle
         raise ModelError(f"model.arguments: {builder}'s weights are given as model.weights")
     try:

@@ -464,6 +464,19 @@ def class_folders() -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture
+def own_module(tmp_path, monkeypatch) -> Callable[[str], str]:
+    """Return what writes a module into the working directory, and gives its name, which no other test has."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(code: str) -> str:
+        name = f"own_{tmp_path.name}"
+        (tmp_path / f"{name}.py").write_text(code)
+        return name
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def training_task() -> Callable[..., Any]:
     """Return the TrainTask of a folder of images, its example tables made in this process: no plan, no Ray."""

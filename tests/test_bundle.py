@@ -257,18 +257,16 @@ def tiny(num_classes):
 
 
 @pytest.fixture
-def own(tmp_path, monkeypatch):
+def own(tmp_path, own_module):
     """An architecture of code that lies in the working directory, and the code's file."""
-    name = f"own_{tmp_path.name}"
-    path = tmp_path / f"{name}.py"
-    path.write_text(OWN_CODE)
-    monkeypatch.chdir(tmp_path)
-    return Architecture(f"{name}:tiny", {}, "native", CLASSES, Transforms(2, 2)), path
+    name = own_module(OWN_CODE)
+    return Architecture(f"{name}:tiny", {}, "native", CLASSES, Transforms(2, 2)), tmp_path / f"{name}.py"
 
 
-def test_code_is_run_only_when_the_config_names_it(store, own):
+def test_code_is_run_only_when_the_config_names_it(store, own, monkeypatch):
     architecture, path = own
     version = seal(store, "m", architecture, architecture.build().state_dict())
+    monkeypatch.delitem(sys.modules, path.stem)  # as in a process that has not imported it
     path.write_text(f"{OWN_CODE}\nopen({str(path.with_suffix('.ran'))!r}, 'w')\n")
     for builder in ("", "mobilenet_v2", "os:system"):
         with pytest.raises(

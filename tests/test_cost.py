@@ -34,12 +34,10 @@ def test_mobilenet_at_half_the_width_and_half_the_resolution():
     assert 3.6 < whole.multiply_adds / small.multiply_adds < 4
 
 
-def test_code_of_ones_own_is_counted_too(tmp_path, monkeypatch):
-    name = f"own_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(
+def test_code_of_ones_own_is_counted_too(own_module):
+    name = own_module(
         "from torch import nn\n\ndef net(num_classes):\n    return nn.Sequential(nn.Flatten(), nn.Linear(12, num_classes))\n"
     )
-    monkeypatch.chdir(tmp_path)
     counted = cost(f"{name}:net", {}, Transforms(2, 2), 7)
     assert (counted.parameters, counted.multiply_adds) == (12 * 7 + 7, 12 * 7)
 

@@ -126,14 +126,12 @@ def test_weights_of_another_network_are_refused_before_anything_is_read(tmp_path
 
 
 def test_a_head_that_is_not_the_networks_output_is_refused_before_an_image_is_read(
-    tmp_path, pictures, storage_settings, monkeypatch
+    tmp_path, pictures, storage_settings, own_module
 ):
-    name = f"own_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(
+    name = own_module(
         "from torch import nn\n\ndef net(num_classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(192, num_classes), nn.Softmax(1))\n"
     )
-    monkeypatch.chdir(tmp_path)
     model = ModelSettings(builder=f"{name}:net", weights="w.safetensors", transforms={"resize_px": 8, "crop_px": 8})
     with pytest.raises(ModelError, match="something else than its last linear layer gives"):
         extract(tmp_path, pictures, storage_settings, model, True)

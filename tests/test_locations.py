@@ -1,9 +1,7 @@
-import http.server
 import socket
-import threading
-from functools import partial
 
 import pytest
+from serving import served
 
 from pipeline import locations
 from pipeline.errors import ImageError, TransientError
@@ -173,18 +171,8 @@ def test_http_locations_are_decoded_once(tmp_path):
     for name in ("a b.jpg", "ü#1.jpg"):
         (tmp_path / "in" / name).write_bytes(name.encode())
 
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}"
     settings = StorageSettings(max_retries=0, timeout_s=5)
-    try:
+    with served(tmp_path) as (url, _):
         assert read(f"{url}/in/a%20b.jpg", "/data", url, storage=settings) == b"a b.jpg"
         assert read(f"{url}/in/%C3%BC%231.jpg", "/data", f"{url}/in", storage=settings) == "ü#1.jpg".encode()
         assert reason(f"{url}/in/no.jpg", "/data", url, storage=settings) == "not_found"
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -56,6 +56,8 @@ def test_json_has_all_of_it(capsys, tmp_path):
     [
         (("--measure", "linear,resnet17"), "did you mean"),
         (("--plot", "picture"), "expected the name of a picture"),
+        (("--plot", "picture", "--measure", "linear"), "expected the name of a picture"),
+        (("/nowhere.yaml", "--measure", "linear"), "/nowhere.yaml: cannot be read"),
         (("/nowhere.yaml",), "/nowhere.yaml: cannot be read"),
     ],
 )

@@ -1,18 +1,15 @@
-import http.server
-import threading
-from functools import partial
-
 import pytest
 import torch
 from families import build
 from safetensors.torch import save_file
+from serving import served
 
 from pipeline.bundle import seal
 from pipeline.classes import Classes
 from pipeline.errors import ModelError
 from pipeline.heads import head_of
 from pipeline.manifest import Architecture
-from pipeline.pretrained import load_pretrained, plan_network
+from pipeline.pretrained import blueprint, load_pretrained
 from pipeline.registry import promote_first
 from pipeline.settings import ModelSettings, TransformSettings
 from pipeline.storage import open_storage
@@ -50,7 +47,7 @@ def test_a_bundle_brings_its_arguments_preprocessing_head_and_classes(store, sto
         assert same(given.net, state)
         assert (given.arguments, given.transforms, given.head) == ({"width_mult": 0.25}, SIZED, "linear")
         assert given.classes.names == NAMES
-        assert plan_network(store, model) == (given.arguments, given.transforms)
+        assert blueprint(store, model) == (given.arguments, given.transforms)
 
 
 def test_the_config_may_feed_a_bundle_in_another_way(store, storage_settings):
@@ -108,18 +105,8 @@ def test_auxiliary_classifiers_of_a_bundle_can_be_dropped_in_a_second_stage(stor
 
 
 def test_weights_come_over_http(store, storage_settings, tmp_path):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments):
-            pass
-
     state = build("linear", 5).state_dict()
     save_file(state, tmp_path / "w.safetensors")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    try:
-        url = f"http://127.0.0.1:{server.server_port}/w.safetensors"
-        model = ModelSettings(builder="linear", weights=url)
+    with served(tmp_path) as (url, _):
+        model = ModelSettings(builder="linear", weights=f"{url}/w.safetensors")
         assert same(load_pretrained(store, model, storage_settings, 8).net, state)
-    finally:
-        server.shutdown()
-        server.server_close()

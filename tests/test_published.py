@@ -1,13 +1,11 @@
 import hashlib
-import http.server
 import os
 import pickle
-import threading
-from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load
+from serving import served
 from torchvision import models
 
 from pipeline import zoo
@@ -19,35 +17,22 @@ from pipeline.storage import open_storage
 SETTINGS = StorageSettings(max_retries=0, timeout_s=5)
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    def do_GET(self):
-        self.server.asked.append(self.path)
-        super().do_GET()
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def shelf(tmp_path, monkeypatch):
     """Publish checkpoints on loopback, under the addresses that torchvision names; return what puts one there."""
     folder = tmp_path / "published"
     folder.mkdir()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    server.asked = []
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with served(folder) as (url, asked):
 
-    def publish(builder, data, digest=None):
-        name = f"{builder}-{(digest or hashlib.sha256(data).hexdigest())[:8]}.pth"
-        (folder / name).write_bytes(data)
-        weights = models.get_model_weights(builder).IMAGENET1K_V1
-        monkeypatch.setattr(weights.value, "url", f"http://127.0.0.1:{server.server_port}/{name}")
-        return name
+        def publish(builder, data, digest=None):
+            name = f"{builder}-{(digest or hashlib.sha256(data).hexdigest())[:8]}.pth"
+            (folder / name).write_bytes(data)
+            weights = models.get_model_weights(builder).IMAGENET1K_V1
+            monkeypatch.setattr(weights.value, "url", f"{url}/{name}")
+            return name
 
-    publish.asked = server.asked
-    yield publish
-    server.shutdown()
-    server.server_close()
+        publish.asked = asked
+        yield publish
 
 
 @pytest.fixture

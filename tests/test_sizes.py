@@ -117,11 +117,26 @@ def curious(num_classes, looks=False, scaled=False):
 
 
 @pytest.fixture
-def own_code(tmp_path, monkeypatch):
-    name = f"own_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(OWN_CODE)
-    monkeypatch.chdir(tmp_path)
-    return f"{name}:curious"
+def own_code(own_module):
+    return f"{own_module(OWN_CODE)}:curious"
+
+
+SEQUENCES = """
+from torch import nn
+
+def net(num_classes):
+    sequence = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 5), nn.AdaptiveAvgPool1d(1), nn.Flatten())
+    return nn.Sequential(sequence, nn.Linear(4, num_classes))
+"""
+
+
+def test_windows_over_sequences_are_torchs_business(own_module):
+    """Three channels are no side that a window of five has to fit into."""
+    check_size(*network(f"{own_module(SEQUENCES)}:net", 8))
+    with pytest.raises(
+        ModelError, match=r"2 pixels does not fit .*Kernel size can't be greater.* the smallest above it that does is 3"
+    ):
+        check_size(*network(f"{own_module(SEQUENCES)}:net", 2))
 
 
 def test_networks_of_ones_own_are_checked_too(own_code):

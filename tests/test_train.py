@@ -242,6 +242,13 @@ def test_another_input_size_is_another_training_on_other_features(nightshift, co
     assert ["finished already" in ended.said for ended in scratch] == [False, False]
 
 
+def test_workers_are_told_the_version_that_production_was_when_the_training_began(nightshift, config, trainer):
+    first = nightshift(config(), "train").record["model"]
+    second = nightshift(config(train={"mode": "finetune"}, model={"weights": "tiny@production"}), "train")
+    assert second.code == 0
+    assert trainer.tasks[-1].model.weights == first
+
+
 def test_how_a_training_is_run_does_not_make_it_another_one(nightshift, config):
     first = nightshift(config(), "train")
     same = {"workers": 2, "max_failures": 0, "cache_mb": 1, "preset": "lab", "epochs": 5}

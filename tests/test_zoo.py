@@ -220,12 +220,8 @@ def no_network(num_classes):
 
 
 @pytest.fixture
-def own_code(tmp_path, monkeypatch):
-    """A module in the working directory, whose name no other test has."""
-    name = f"own_{tmp_path.name}"
-    (tmp_path / f"{name}.py").write_text(OWN_CODE)
-    monkeypatch.chdir(tmp_path)
-    return name
+def own_code(own_module):
+    return own_module(OWN_CODE)
 
 
 def test_functions_of_ones_own_build_networks(own_code):
