@@ -78,7 +78,7 @@ def compare(manifest: Any, shop: Any, name: str, count: int) -> None:
         rate = images_per_s(engine, exact, 64)
         for kind, pixels in (("exact", exact), ("fast", fast)):
             answers = np.concatenate([engine(pixels[start : start + 64]) for start in range(0, len(pixels), 64)])
-            found = measure(expected, answers, manifest.temperature, len(manifest.architecture.classes))
+            found = measure(expected, answers, manifest.meaning)
             print(f"{candidate!s:<24}{rate:>10.0f}{kind:>10}{found.top1:>12.4f}{found.difference:>14.5f}", flush=True)
 
 

@@ -79,6 +79,24 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _training_fits_thresholds(self) -> "Config":
+        if self.model.threshold is not None and self.train.mode != "none":
+            raise ValueError(
+                f"model.threshold is for weights that are adopted as they are, and train.mode is {self.train.mode}, which fits "
+                "thresholds on validation images; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_label_to_balance(self) -> "Config":
+        if self.train.balance != "none" and self.input.multi_label:
+            raise ValueError(
+                f"train.balance: {self.train.balance} is for images with one label each, and input.labels_column is given; leave it "
+                "out: each class gets a threshold of its own"
+            )
+        return self
+
     @property
     def dataset(self) -> str:
         """Name of the data set in the store."""

@@ -11,6 +11,7 @@ from jobs.runs import Run, utc_now
 from pipeline import layout
 from pipeline.documents import Document, encode
 from pipeline.errors import HeldError, InputError
+from pipeline.labelsums import LabelSums, summarize_labels
 from pipeline.metrics import Sums, summarize
 from pipeline.registry import read_bundle_document, resolve
 from pipeline.rows import ShardReader
@@ -21,6 +22,7 @@ from pipeline.splits import split_name
 from pipeline.tasks import EvaluateTask
 
 MISTAKES_KEPT, READS_AT_ONCE = 10_000, 16
+NOTED = ("split", "num_images", "map", "top1", "top5", "loss", "interval95")
 
 
 def work(run: Run, split: str | None = None) -> None:
@@ -51,28 +53,46 @@ def evaluate(run: Run, split: str | None, version: str) -> Document:
     run.note(model=f"{config.model.name}@{version}")
     # Rows that the input puts into no split (None) get theirs by a hash of their bytes: those must be read to know.
     wanted = [shard for shard, found in zip(shards, named, strict=True) if found & {*splits, None}]
-    sums = _judge(run, wanted, task) if wanted else Sums()
+    bundle = read_bundle_document(run.store, config.model.name, version)
+    _check_kind(bundle, source, task)
+    sums = _judge(run, wanted, task, LabelSums() if "thresholds" in bundle else Sums())
     if not sums.num_images:
         raise InputError(_nothing_judged(run, named, splits, sums, plan.details.get("format", "")))
-    names = [item["name"] for item in read_bundle_document(run.store, config.model.name, version)["classes"]]
+    names = [item["name"] for item in bundle["classes"]]
+    figures = (
+        summarize_labels(sums, names, bundle["thresholds"]) if isinstance(sums, LabelSums) else summarize(sums, names)
+    )
     document = {
         "split": "+".join(splits), "dataset": plan.dataset, "plan": plan.n, "model": config.model.name, "version": version,
-        "run_id": run.id, "evaluated_at": utc_now(), "classes": names, **summarize(sums, names),
+        "run_id": run.id, "evaluated_at": utc_now(), "classes": names, **figures,
     }  # fmt: skip
     document["misclassified"] = document["misclassified"][:MISTAKES_KEPT]
     run.store.write(f"{layout.bundle(config.model.name, version)}/evaluation.json", encode(document))
-    run.note(evaluation={key: document[key] for key in ("split", "num_images", "top1", "top5", "loss", "interval95")})
+    run.note(evaluation={key: document[key] for key in NOTED if key in document})
     _announce(document)
     return document
 
 
-def _judge(run: Run, shards: Sequence[Shard], task: EvaluateTask) -> Sums:
-    """Return the sums over shards; HeldError when some cannot be judged: half an evaluation must not replace a whole one."""
+def _check_kind(bundle: Document, source: InputSettings, task: EvaluateTask) -> None:
+    """Raise InputError when the model answers with one label and the input has several, or the other way round."""
+    multi_label = "thresholds" in bundle
+    if multi_label != source.multi_label:
+        kind, key = ("any number of labels", "labels_column") if multi_label else ("one label", "label_column")
+        raise InputError(
+            f"{task.model}@{task.version} answers with {kind} for an image, and the input does not say what they are; set input.{key} "
+            f"(which is {getattr(source, key)}, and no other), or judge another model"
+        )
+
+
+def _judge(run: Run, shards: Sequence[Shard], task: EvaluateTask, sums: Sums | LabelSums) -> Sums | LabelSums:
+    """Add up the shards' sums; HeldError when some cannot be judged: half an evaluation must not replace a whole one."""
+    if not shards:
+        return sums
     from cluster.dispatch import Failure
     from cluster.labeller import open_judge, over_shards
 
     run.start_cluster()
-    sums, failures = Sums(), []
+    failures = []
     with stage("evaluate", sum(shard.num_images for shard in shards)) as progress:
         for shard, outcome in over_shards(shards, partial(open_judge, task), run.config.label):
             progress.advance(shard.num_images)
@@ -115,26 +135,52 @@ def _listed(named: list[set[str | None]]) -> str:
 
 
 def _nothing_judged(
-    run: Run, named: list[set[str | None]], splits: tuple[str, ...], sums: Sums, plan_format: str
+    run: Run, named: list[set[str | None]], splits: tuple[str, ...], sums: Sums | LabelSums, plan_format: str
 ) -> str:
     if sums.unknown_labels:
         known = ", ".join(list(sums.unknown_labels)[:3])
         return f"none of the labels in {run.config.input.label_column} ({known}, ...) is a class of the model; check model.classes"
-    if not run.config.input.label_column and plan_format != "images":
-        return "evaluation needs labels: set input.label_column"
+    source = run.config.input
+    if not source.label_column and not source.labels_column and plan_format != "images":
+        return "evaluation needs labels: set input.label_column, or labels_column for several of each image"
     found = _listed(named)
     return f"no labelled image belongs to the split {'+'.join(splits)}" + (f"; there are: {found}" if found else "")
 
 
 def _announce(document: Document) -> None:
-    low, high = document["interval95"]
-    say(
-        f"split {document['split']}: top-1 {document['top1']:.1%} ({low:.1%} to {high:.1%} with 95 % confidence), "
-        f"top-5 {document['top5']:.1%}, loss {document['loss']:.3f}, on {counted(document['num_images'])}"
-    )
+    if document.get("task") == "multi_label":
+        _announce_labels(document)
+    else:
+        _announce_classes(document)
     if document["quarantined"]:
         say(f"{counted(document['quarantined'])} of the split cannot be read")
-    if document["unknown_labels"]:
+    if document["unknown_labels"] and document.get("task") == "multi_label":
+        say(
+            f"{counted(sum(document['unknown_labels'].values()), 'label')} of the split not judged: no class of the model"
+        )
+    elif document["unknown_labels"]:
         say(
             f"{counted(sum(document['unknown_labels'].values()))} of the split not judged: the model does not know the label"
         )
+
+
+def _announce_labels(document: Document) -> None:
+    micro = document["micro"]
+    say(
+        f"split {document['split']}: mean average precision {_share(document['map'])}; with the thresholds of the bundle F1 "
+        f"{_share(micro['f1'])} (precision {_share(micro['precision'])}, recall {_share(micro['recall'])}), all labels of an "
+        f"image right {document['exact']:.1%}; loss {document['loss']:.3f}, on {counted(document['num_images'])}"
+    )
+
+
+def _share(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.1%}"
+
+
+def _announce_classes(document: Document) -> None:
+    low, high = document["interval95"]
+    say(
+        f"split {document['split']}: top-1 {document['top1']:.1%} ({low:.1%} to {high:.1%} with 95 % confidence), "
+        f"top-5 {document['top5']:.1%}, loss {document['loss']:.3f}, on {counted(document['num_images'])}; confidence and accuracy "
+        f"are {document['calibration']['ece']:.1%} apart"
+    )

@@ -44,8 +44,10 @@ def show(config: Config, to: str | None, limit: int, as_json: bool) -> int:
 def _print(store: Storage, view: View, limit: int) -> None:
     shown = 0
     for path in view.files:
-        for row in read_table(store, path, ("image_id", "label", "confidence")).slice(0, limit - shown).to_pylist():
-            print(f"{row['image_id']}\t{row['label']}\t{row['confidence']:.4f}")
+        wanted = ("image_id", "labels" if "labels" in read_schema(store, path).names else "label", "confidence")
+        for row in read_table(store, path, wanted).slice(0, limit - shown).to_pylist():
+            said = row["label"] if "label" in row else ", ".join(row["labels"]) or "-"
+            print(f"{row['image_id']}\t{said}\t{row['confidence']:.4f}")
             shown += 1
         if shown >= limit:
             break

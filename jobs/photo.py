@@ -42,6 +42,8 @@ def label_photo(config: Config, path: str, as_json: bool) -> int:
         print(f"{best['probability']:7.2%}  {best['label']}")
     if as_json:
         print(json.dumps(row, ensure_ascii=False))
+    elif "labels" in row:
+        print("labels: " + (", ".join(row["labels"]) or "none"))
     else:
         print(speak(tuple((best["label"], best["probability"]) for best in row["top_k"])))
     return 0

@@ -57,7 +57,8 @@ def _state(config: Config, store: Storage) -> dict[str, Any]:
 
 def _figures(store: Storage, name: str, version: str) -> dict[str, Any] | None:
     evaluation = read_beside(store, name, version, "evaluation.json")
-    return {key: evaluation[key] for key in ("dataset", "split", "num_images", "top1")} if evaluation else None
+    wanted = ("dataset", "split", "num_images", "top1", "map")
+    return {key: evaluation[key] for key in wanted if key in evaluation} if evaluation else None
 
 
 def _words(state: dict[str, Any]) -> dict[str, list[str]]:
@@ -92,7 +93,10 @@ def _generations(view: dict[str, Any]) -> str:
 
 def _model(model: dict[str, Any], chosen: str | None) -> str:
     e = model["evaluation"]
-    judged = (
-        f"top-1 {e['top1']:.1%} on {counted(e['num_images'])} of {e['dataset']} {e['split']}" if e else "not evaluated"
-    )
+    judged = f"{_figure(e)} on {counted(e['num_images'])} of {e['dataset']} {e['split']}" if e else "not evaluated"
     return f"{model['version']}{' (production)' if model['version'] == chosen else ''}: {judged}"
+
+
+def _figure(evaluation: dict[str, Any]) -> str:
+    precision = evaluation.get("map")
+    return f"top-1 {evaluation['top1']:.1%}" if precision is None else f"mean average precision {precision:.1%}"

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version as library_version
+from itertools import chain
 
 from jobs.console import say, stage
 from jobs.plan import present_plan
@@ -23,6 +24,7 @@ from pipeline.shards import Shard
 from pipeline.splits import missing
 from pipeline.storage import open_storage
 from pipeline.tasks import ExamplesTask, TrainTask
+from pipeline.truths import contradicts_itself, names_in
 from pipeline.weightsource import Published, Sealed, weight_source
 
 # How a training is run and where its values come from, not what it computes: these do not change its key.
@@ -70,7 +72,7 @@ def _fit(run: Run, again: bool) -> str:
     model = _pinned(run)
     weights = _weights_identity(run, model) if config.train.mode != "scratch" else None
     name = _make_examples(run, plan, source, model, weights)
-    examples = load_examples(run.store, plan.dataset, name, plan.shards, config.split)
+    examples = load_examples(run.store, plan.dataset, name, plan.shards, config.split, source.multi_label)
     classes = _check(examples, source)
     num_train = len(examples.of("train"))
     if num_train < config.train.workers.max:
@@ -179,22 +181,28 @@ def _weights_identity(run: Run, model: ModelSettings) -> str:
 
 def _check(examples: Examples, source: InputSettings) -> Classes:
     """Return the classes of the training rows, after saying everything about them that people should know."""
-    train = [examples.labels[i] for i in examples.of("train")]
+    labels = [names_in(label) for label in examples.labels]
+    train = [labels[i] for i in examples.of("train")]
     if not train:
         raise InputError(
             f"no image has a label and belongs to the split train ({dict(Counter(examples.splits))} by split); check input.label_column "
-            "and input.split_column"
+            "(or labels_column) and input.split_column"
         )
-    classes = classes_from_labels(train)
-    unseen = Counter(label for label in examples.labels if label is not None and classes.index_of(label) is None)
-    for split, absent in missing(classes.names, examples.labels, examples.splits).items():
+    classes = classes_from_labels(chain.from_iterable(train), fewest=1 if source.multi_label else 2)
+    unseen = [[name for name in names if classes.index_of(name) is None] for names in labels]
+    for split, absent in missing(classes.names, labels, examples.splits).items():
         if split in ("val", "test"):
             say(
                 f"warning: no {split} image of {', '.join(absent[:5])}{' ...' if len(absent) > 5 else ''}: it cannot be judged there"
             )
-    if unseen:
+    if contradictions := sum(map(contradicts_itself, examples.labels)):
         say(
-            f"warning: {sum(unseen.values())} held-out images have labels that training never sees: {', '.join(sorted(unseen)[:5])}"
+            f"warning: {contradictions:,} images have a label that stands in {source.labels_column} and in {source.absent_column}: "
+            "it is taken as unknown there"
+        )
+    if strange := sorted({*chain.from_iterable(unseen)}):
+        say(
+            f"warning: {sum(map(bool, unseen))} held-out images have labels that training never sees: {', '.join(strange[:5])}"
         )
     if examples.leaked:
         say(
@@ -217,7 +225,7 @@ def _run_key(run: Run, plan: Plan, source: InputSettings, weights: str | None) -
             "shards": [[shard.id, sorted(shard.tombstoned)] for shard in plan.shards],
             "input": fingerprint(source, config.model, None, ""),
             "split": config.split.model_dump(),
-            "model": config.model.model_dump(exclude={"version", "weights"}),
+            "model": config.model.model_dump(exclude={"version", "weights", "threshold"}),
             "weights": weights,
             **({"size_px": source.size_px} if source.size_px else {}),
             "train": config.train.model_dump(exclude=EXECUTION),
@@ -280,9 +288,17 @@ def _say_how_it_went(run: Run, key: str, num_train: int) -> None:
     result = _read_result(run, key)
     history = result["history"]
     sealed = history[result["sealed_epoch"] - 1]
-    val = f", validation {sealed['val_top1']:.1%}" if sealed["val_top1"] is not None else ""
     best = f"; the weights of epoch {sealed['epoch']}, the best, are sealed" if sealed is not history[-1] else ""
     say(
         f"{len(history)} epochs of {num_train:,} images on {result['workers']} worker(s): "
-        f"training {sealed['train_top1']:.1%}{val}{best}"
+        f"training {sealed['train_top1']:.1%}{_validated(sealed)}{best}"
+    )
+
+
+def _validated(record: Document) -> str:
+    if record["val_top1"] is None:
+        return ""
+    precision = record.get("val_map")
+    return f", validation {record['val_top1']:.1%}" + (
+        f", mean average precision {precision:.1%}" if precision is not None else ""
     )

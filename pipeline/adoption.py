@@ -33,14 +33,23 @@ def adopt(store: Storage, settings: ModelSettings, storage: StorageSettings, siz
     )
     net = architecture.build()
     fit_weights(net, given.net.state_dict(), f"model.weights: {settings.weights}")
-    return seal(store, settings.name, architecture, net.state_dict())
+    temperature, thresholds = _meaning(settings, given, len(architecture.classes))
+    return seal(store, settings.name, architecture, net.state_dict(), temperature, thresholds)
+
+
+def _meaning(settings: ModelSettings, given: Pretrained, num_classes: int) -> tuple[float, tuple[float, ...] | None]:
+    """Return temperature and thresholds: the bundle's own, or those of the config."""
+    temperature = given.bundle.temperature if given.bundle else 1.0
+    if settings.threshold is not None:
+        return temperature, (settings.threshold,) * num_classes
+    return temperature, given.bundle.thresholds if given.bundle else None
 
 
 def _classes(settings: ModelSettings, given: Pretrained, storage: StorageSettings) -> Classes:
     if settings.classes is not None:
         return _read_classes(settings, storage)
-    if given.classes is not None:
-        return given.classes
+    if given.bundle is not None:
+        return given.bundle.architecture.classes
     source = weight_source(settings.weights)
     if isinstance(source, Published):
         names = tuple(zoo.published_weights(settings.builder, source.name).meta["categories"])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.logits import Logits, log_softmax
+from pipeline.logits import Logits, Meaning
 from pipeline.settings import LabelSettings
 
 
@@ -14,6 +14,7 @@ from pipeline.settings import LabelSettings
 class Agreement:
     """Measured on `photos` images: share of equal top-1 classes, and mean |difference| of the reference's top probability.
 
+    Of multi-label images, `top1` is the mean overlap of the labels: those that both say, of those that either says.
     Where embeddings are asked for also the mean cosine between both, which is recorded and bounds nothing.
     """
 
@@ -36,21 +37,25 @@ class Agreement:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def measure(reference: Logits, other: Logits, temperature: float, num_classes: int) -> Agreement:
+def measure(reference: Logits, other: Logits, meaning: Meaning) -> Agreement:
     """Compare two engines' answers for the same photos, [N, K] or [N, K + D]. What is not finite agrees with nothing."""
     if not len(reference):
         return Agreement(0, 0.0, 1.0)
     finite = np.asarray(np.isfinite(reference).all(axis=1) & np.isfinite(other).all(axis=1))
-    (expected, features), (found, others) = (
-        np.split(np.where(finite[:, None], answer, np.float32(0)), [num_classes], axis=1)
-        for answer in (reference, other)
-    )
-    top, rows = reference[:, :num_classes].argmax(axis=1), np.arange(len(reference))
-    sure, seems = (np.exp(log_softmax(logits, temperature))[rows, top] for logits in (expected, found))
-    differences = np.where(finite, np.abs(sure - seems), 1.0)
-    same = finite & (other[:, :num_classes].argmax(axis=1) == top)
+    expected, found = (np.where(finite[:, None], answer, np.float32(0)) for answer in (reference, other))
+    sure, seems = meaning.probabilities(expected), meaning.probabilities(found)
+    top, rows = expected[:, : meaning.num_classes].argmax(axis=1), np.arange(len(reference))
+    differences = np.where(finite, np.abs(sure[rows, top] - seems[rows, top]), 1.0)
+    same = finite * _overlap(meaning.said(sure), meaning.said(seems))
+    features, others = expected[:, meaning.num_classes :], found[:, meaning.num_classes :]
     cosine = round(float(_cosines(features, others).mean()), 6) if features.shape[1] else None
     return Agreement(len(top), round(float(same.mean()), 6), round(float(differences.mean()), 6), cosine)
+
+
+def _overlap(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Return [N], the share of the classes in both of those in either; 1 where there are none."""
+    either = (first | second).sum(axis=1)
+    return np.asarray(np.where(either > 0, (first & second).sum(axis=1) / np.maximum(1, either), 1.0))
 
 
 def _cosines(features: Logits, others: Logits) -> npt.NDArray[np.float64]:

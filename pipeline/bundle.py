@@ -4,6 +4,7 @@
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from pipeline import layout
 from pipeline.documents import digest, encode
 from pipeline.errors import ModelError, NotFoundError
 from pipeline.manifest import VERSION_LENGTH, Architecture, Manifest, read_manifest
-from pipeline.registry import BUNDLE_FORMAT
+from pipeline.registry import MULTI_LABEL, ONE_LABEL
 from pipeline.settings import StorageSettings
 from pipeline.storage import Storage, open_storage
 from pipeline.zoo import code_sha256
@@ -30,14 +31,24 @@ class Bundle(Manifest):
     net: nn.Module
 
 
-def seal(storage: Storage, name: str, architecture: Architecture, weights: StateDict, temperature: float = 1.0) -> str:
-    """Write a bundle and return its version. Equal content gives an equal version: sealing twice changes nothing."""
+def seal(
+    storage: Storage, name: str, architecture: Architecture, weights: StateDict, temperature: float = 1.0,
+    thresholds: Sequence[float] | None = None,
+) -> str:  # fmt: skip
+    """Write a bundle and return its version. Equal content gives an equal version: sealing twice changes nothing.
+
+    Parameters
+    ----------
+    thresholds : Sequence[float] or None
+        Of a multi-label model: from which probability on each class is said.
+    """
     architecture = replace(architecture, code_sha256=code_sha256(architecture.builder))
     data = save({key: tensor.detach().cpu().contiguous() for key, tensor in weights.items()})
     document = {
-        "format": BUNDLE_FORMAT,
+        "format": ONE_LABEL if thresholds is None else MULTI_LABEL,
         **architecture.to_json(),
         "temperature": temperature,
+        **({} if thresholds is None else {"thresholds": list(thresholds)}),
         "weights_sha256": hashlib.sha256(data).hexdigest(),
     }
     version = digest(document, VERSION_LENGTH)
@@ -69,7 +80,7 @@ def load_bundle(storage: Storage, name: str, version: str, builder: str = "") ->
         )
     net = architecture.build()
     fit_weights(net, weights, f"bundle {manifest.id}")
-    return Bundle(name, version, architecture, manifest.temperature, manifest.weights_sha256, net=net.eval())
+    return Bundle(**vars(manifest), net=net.eval())
 
 
 def sealed_weights(storage: Storage, manifest: Manifest) -> StateDict:

@@ -36,15 +36,15 @@ class Classes:
         return [{"id": key, "name": name} for key, name in zip(self.ids, self.names, strict=True)]
 
 
-def classes_from_labels(labels: Iterable[str | None]) -> Classes:
+def classes_from_labels(labels: Iterable[str], fewest: int = 2) -> Classes:
     """Return the distinct labels, sorted, as classes.
 
     Raises
     ------
     InputError
-        When there are fewer than two, or when two of them differ only in case or blanks.
+        When there are fewer than `fewest`, or when two of them differ only in case or blanks.
     """
-    names = sorted({label for label in labels if label is not None})
+    names = sorted(set(labels))
     cleaned: dict[str, str] = {}
     for name in names:
         other = cleaned.setdefault(clean(name), name)
@@ -53,10 +53,12 @@ def classes_from_labels(labels: Iterable[str | None]) -> Classes:
                 f"the labels {other!r} and {name!r} differ only in case, blanks or Unicode form; "
                 "rename one of them: as two classes no model could tell them apart"
             )
-    if len(names) < 2:
+    if len(names) < fewest:
         found = f"only {names[0]!r}" if names else "no label at all"
+        needed = "two classes" if fewest > 1 else "one class"
         raise InputError(
-            f"training needs at least two classes, and its rows hold {found}; check input.label_column and the split"
+            f"training needs at least {needed}, and its rows hold {found}; check input.label_column (or labels_column) and the "
+            "split"
         )
     return Classes(tuple(names), tuple(names))
 

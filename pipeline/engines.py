@@ -205,8 +205,7 @@ class Trial:
         return None
 
     def _measured(self, engine: Engine, pixels: Pixels, expected: Logits) -> Agreement:
-        manifest = self._manifest
-        return measure(expected, engine(pixels), manifest.temperature, len(manifest.architecture.classes))
+        return measure(expected, engine(pixels), self._manifest.meaning)
 
     def _reference(self, expected: Logits, why: str) -> tuple[Engine, Choice]:
         engine = self._shop.open(EXACT.candidate)

@@ -8,15 +8,20 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pipeline.batches import decoded_batches, decoder
+from pipeline.batches import Batch, decoded_batches, decoder
 from pipeline.bundle import load_bundle
 from pipeline.labelling import Predictor
+from pipeline.labelsums import LabelSums
+from pipeline.logits import log_softmax
 from pipeline.metrics import Sums
 from pipeline.rows import Row, ShardReader
 from pipeline.shards import Shard
 from pipeline.splits import split_of
 from pipeline.storage import open_storage
 from pipeline.tasks import EvaluateTask
+from pipeline.truths import PRESENT, UNKNOWN, LabelMatrix, LabelSet
+
+Labels = str | list[str]  # of a multi-label image
 
 
 class Judge:
@@ -28,35 +33,66 @@ class Judge:
         self._predictor = Predictor(load_bundle(store, task.model, task.version, task.builder), 5)
         self._reader = ShardReader(task.input, task.storage)
 
-    def __call__(self, shard: Shard, halvings: int = 0) -> Sums:
+    def __call__(self, shard: Shard, halvings: int = 0) -> Sums | LabelSums:
         """Return the sums over the shard's rows of the task's splits, in batches halved so often."""
-        sums, classes = Sums(), self._predictor.bundle.architecture.classes
+        sums = Sums() if self._predictor.meaning.thresholds is None else LabelSums()
         transforms = self._predictor.transforms
         decode_row = decoder(transforms, self._task.input.max_pixels)
         for batch in decoded_batches(self._judged(shard, halvings), decode_row, transforms, self._task.threads):
             sums.quarantined += len(batch.bad)
-            log_probabilities = self._predictor.log_probabilities(batch)
-            targets = [classes.index_of(row.label) for row in batch.good]
-            known = [i for i, target in enumerate(targets) if target is not None]
-            sums.unknown_labels.update(
-                str(row.label) for row, target in zip(batch.good, targets, strict=True) if target is None
-            )
-            chosen = [target for target in targets if target is not None]
-            guesses = sums.add(log_probabilities[known], chosen)
-            for i, truth, guess in zip(known, chosen, guesses, strict=True):
-                if truth != guess:
-                    confidence = float(np.exp(log_probabilities[i, guess]))
-                    sums.misclassified.append(
-                        _mistake(batch.good[i], classes.names[truth], classes.names[guess], confidence)
-                    )
+            if not batch.good:
+                continue
+            if isinstance(sums, LabelSums):
+                self._add_sets(sums, batch)
+            else:
+                self._add(sums, batch)
         return sums
+
+    def _add(self, sums: Sums, batch: Batch) -> None:
+        classes = self._predictor.bundle.architecture.classes
+        log_probabilities = log_softmax(self._predictor.logits(batch), self._predictor.meaning.temperature)
+        targets = [classes.index_of(row.label) for row in batch.good]
+        known = [i for i, target in enumerate(targets) if target is not None]
+        sums.unknown_labels.update(
+            str(row.label) for row, target in zip(batch.good, targets, strict=True) if target is None
+        )
+        chosen = [target for target in targets if target is not None]
+        guesses = sums.add(log_probabilities[known], chosen)
+        for i, truth, guess in zip(known, chosen, guesses, strict=True):
+            if truth != guess:
+                confidence = float(np.exp(log_probabilities[i, guess]))
+                sums.misclassified.append(
+                    _mistake(batch.good[i], classes.names[truth], classes.names[guess], confidence)
+                )
+
+    def _add_sets(self, sums: LabelSums, batch: Batch) -> None:
+        """Count multi-label images; a label that is no class of the model is none of their truth."""
+        classes, meaning = self._predictor.bundle.architecture.classes, self._predictor.meaning
+        # As the label files have them, so that judging those gives the same figures.
+        probabilities = meaning.probabilities(self._predictor.logits(batch)).astype(np.float32)
+        labels = [LabelSet(row.labels or (), row.absent) for row in batch.good]
+        known = LabelMatrix(labels, classes)[np.arange(len(labels))]
+        sums.probabilities.append(probabilities)
+        sums.known.append(known)
+        sums.unknown_labels.update(name for label in labels for name in label.there if classes.index_of(name) is None)
+        answered = meaning.said(probabilities)
+        wrong = (answered != (known == PRESENT)) & (known != UNKNOWN)
+        for i in np.flatnonzero(wrong.any(axis=1)):
+            truth, said = (
+                [classes.names[k] for k in np.flatnonzero(row)] for row in (known[i] == PRESENT, answered[i])
+            )
+            error = np.abs(probabilities[i] - (known[i] == PRESENT))[wrong[i]].max()
+            sums.misclassified.append(_mistake(batch.good[i], truth, said, float(error)))
 
     def _judged(self, shard: Shard, halvings: int) -> Iterator[list[Row]]:
         """Yield the labelled rows of the wanted splits; rows that cannot be read are counted by the decoder."""
         for rows in self._reader.read(shard, self._task.label.halved(halvings).batch_size):
-            wanted = [row for row in rows if row.label is not None and self._split(row) in self._task.splits]
+            wanted = [row for row in rows if self._has_truth(row) and self._split(row) in self._task.splits]
             if wanted:
                 yield wanted
+
+    def _has_truth(self, row: Row) -> bool:
+        return (row.labels if self._task.input.multi_label else row.label) is not None
 
     def _split(self, row: Row) -> str:
         if row.split:
@@ -64,5 +100,5 @@ class Judge:
         return split_of(row.group or row.content_hash or "", self._task.split)
 
 
-def _mistake(row: Row, truth: str, guess: str, confidence: float) -> dict[str, object]:
+def _mistake(row: Row, truth: Labels, guess: Labels, confidence: float) -> dict[str, object]:
     return {"image_id": row.image_id, "uri": row.uri, "label": truth, "predicted": guess, "confidence": confidence}

@@ -21,17 +21,20 @@ from pipeline.shards import Shard
 from pipeline.splits import leaked, split_of
 from pipeline.storage import Storage
 from pipeline.tables import read_table
+from pipeline.truths import Label, LabelSet
 
 # Raise when the code computes other features or other columns: cached tables of old code are then never read.
 EXAMPLES_VERSION = 1
 
 
-def examples_schema(feature_size: int) -> pa.Schema:
+def examples_schema(feature_size: int, multi_label: bool = False) -> pa.Schema:
     """Return the schema of an example table; without a backbone `feature_size` is 0 and there is no such column."""
     columns = [
         ("uri", pa.string()), ("segment", pa.string()), ("position", pa.int64()), ("content_hash", pa.string()),
         ("label", pa.string()), ("split", pa.string()), ("group", pa.string()),
     ]  # fmt: skip
+    if multi_label:
+        columns += [("labels", pa.list_(pa.string())), ("absent", pa.list_(pa.string()))]
     features = [("features", pa.list_(pa.float32(), feature_size))] if feature_size else []
     return pa.schema(columns + features, metadata={"nightshift.schema": f"examples/{EXAMPLES_VERSION}"})
 
@@ -44,6 +47,8 @@ def fingerprint(source: InputSettings, model: ModelSettings, weights_sha256: str
         "images": [source.image_column, source.uri_column, source.allowed_prefixes],
         "columns": [source.label_column, source.split_column, source.group_column],
     }
+    if source.labels_column:
+        asked["labels"] = [source.labels_column, source.absent_column, source.labels_separator]
     if source.filter:
         asked["filter"] = source.model_dump(mode="json")["filter"]
     if weights_sha256 is not None:
@@ -62,7 +67,7 @@ class Examples:
     shard_numbers: npt.NDArray[np.int64]
     slots: npt.NDArray[np.int64]
     hashes: list[str]
-    labels: list[str | None]
+    labels: list[Label]
     splits: list[str]
     leaked: int
     without_label: int
@@ -84,19 +89,20 @@ class Examples:
 
 
 def load_examples(
-    store: Storage, dataset: str, name: str, shards: Sequence[Shard], settings: SplitSettings
+    store: Storage, dataset: str, name: str, shards: Sequence[Shard], settings: SplitSettings, multi_label: bool = False
 ) -> Examples:
-    """Read the tables of all shards and assign splits.
+    """Read the tables of all shards and assign splits. The labels are sets where the tables hold those (`multi_label`).
 
     Notes
     -----
     The split is the input's where it has one, else a hash of the group or the content. Training rows whose exact bytes
     are also judged on are dropped (split `leaked`).
     """
-    columns = ("segment", "content_hash", "label", "split", "group")
+    columns = ("segment", "content_hash", "split", "group", *(("labels", "absent") if multi_label else ("label",)))
     tables = [read_examples(store, dataset, name, shard, columns) for shard in shards]
-    merged = pa.concat_tables(tables) if tables else examples_schema(0).empty_table()
-    hashes, labels = merged["content_hash"].to_pylist(), merged["label"].to_pylist()
+    merged = pa.concat_tables(tables) if tables else examples_schema(0, multi_label).empty_table()
+    hashes = merged["content_hash"].to_pylist()
+    labels = _label_sets(merged) if multi_label else merged["label"].to_pylist()
     splits = [
         given or split_of(group or content, settings)
         for given, group, content in zip(merged["split"].to_pylist(), merged["group"].to_pylist(), hashes, strict=True)
@@ -111,6 +117,14 @@ def load_examples(
         np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64),
         hashes, labels, splits, len(twins), Counter(labels)[None], sum(shard.num_images for shard in shards) - merged.num_rows,
     )  # fmt: skip
+
+
+def _label_sets(table: pa.Table) -> list[Label]:
+    pairs = zip(table["labels"].to_pylist(), table["absent"].to_pylist(), strict=True)
+    return [
+        None if there is None else LabelSet(tuple(there), None if absent is None else tuple(absent))
+        for there, absent in pairs
+    ]
 
 
 def read_examples(store: Storage, dataset: str, name: str, shard: Shard, columns: Sequence[str]) -> pa.Table:

@@ -38,7 +38,7 @@ class Extractor:
         decode_row = decoder(self._transforms, self._task.input.max_pixels)
         chunks = self._reader.read(shard, max(1, self._task.batch_size >> halvings))
         batches = decoded_batches(chunks, decode_row, self._transforms, self._task.threads)
-        schema = examples_schema(self._size)
+        schema = examples_schema(self._size, self._task.input.labels_column is not None)
         pieces = [self._table(batch, schema) for batch in batches if batch.good]
         table = pa.concat_tables(pieces) if pieces else schema.empty_table()
         write_table(self._store, layout.features(self._task.dataset, self._task.name, shard.id), table)

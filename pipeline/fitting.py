@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -16,10 +18,11 @@ from pipeline.classes import Classes
 from pipeline.documents import Document, encode
 from pipeline.engine import normalize
 from pipeline.errors import ModelError
-from pipeline.examples import load_examples
+from pipeline.examples import Examples, load_examples
 from pipeline.heads import has_linear_head, head_of, last_layers, replace_head
 from pipeline.loading import Inputs, Pictures, ShardCache, encoded_reader, feature_reader, pixel_reader
-from pipeline.manifest import Architecture
+from pipeline.logits import Meaning
+from pipeline.manifest import Architecture, Manifest
 from pipeline.patience import best_epoch
 from pipeline.pretrained import load_pretrained
 from pipeline.processors import cpu_info, has_bf16, vector_flags
@@ -29,9 +32,13 @@ from pipeline.sizes import check_size
 from pipeline.stepping import Trainee
 from pipeline.storage import Storage, open_storage
 from pipeline.tasks import TrainTask
+from pipeline.temperature import fit_temperature
+from pipeline.thresholds import DEFAULT, fit_thresholds
 from pipeline.training import Course, train
 from pipeline.trainsettings import TrainSettings
 from pipeline.transforms import Transforms
+from pipeline.truths import LabelMatrix
+from pipeline.validation import final_answers
 
 Wrap = Callable[[nn.Module], nn.Module]
 
@@ -72,10 +79,11 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
         )
     checkpoints = Checkpoints(store, task.run_key, task.train.keep_checkpoints)
     history = train(trainee, course, seat, checkpoints, pulse)
+    pulse.beat()  # what follows has the whole of `train.stall_s`
+    temperature, thresholds = _calibrated(trainee, course, seat, pulse)
     if seat.rank:
         return None
-    pulse.beat()  # what follows has the whole of `train.stall_s`
-    version = seal(store, task.model.name, architecture, _weights(task, net, trained))
+    version = seal(store, task.model.name, architecture, _weights(task, net, trained), temperature, thresholds)
     result = {
         "version": version, "run_key": task.run_key, "dataset": task.dataset, "started_at": task.started_at,
         "history": history, "num_train": course.num_train, "num_val": len(course.val),
@@ -107,13 +115,18 @@ def start_network(task: TrainTask, store: Storage) -> Start:
         torch.manual_seed(task.seed)
         return Start(architecture.build(), architecture, True)
     given = load_pretrained(store, model, task.storage, task.input.size_px)
-    kept = given.classes is not None and given.classes.names == classes.names and has_linear_head(given.net)
+    kept = given.bundle is not None and _answers_alike(given.bundle, task) and has_linear_head(given.net)
     if not kept:
         torch.manual_seed(task.seed)
         replace_head(given.net, len(classes))
     head = given.head if kept else "linear"
     architecture = Architecture(model.builder, given.arguments, head, classes, given.transforms)
     return Start(given.net, architecture, not kept)
+
+
+def _answers_alike(bundle: Manifest, task: TrainTask) -> bool:
+    multi_label = bundle.thresholds is not None
+    return bundle.architecture.classes.names == task.classes and multi_label == task.input.multi_label
 
 
 def _trainee(
@@ -155,11 +168,8 @@ def _frozen(net: nn.Module, settings: TrainSettings) -> list[nn.Module]:
 
 def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Course:
     architecture = start.architecture
-    examples = load_examples(store, task.dataset, task.examples, task.shards, task.split)
-    indices = {label: architecture.classes.index_of(label) for label in set(examples.labels)}
-    targets = torch.tensor(
-        [-1 if (i := indices[label]) is None else i for label in examples.labels], dtype=torch.int64
-    ).numpy()
+    examples = load_examples(store, task.dataset, task.examples, task.shards, task.split, task.input.multi_label)
+    targets = _targets(examples, architecture.classes, task.input.multi_label)
     read = feature_reader(store, task) if task.cached else pixel_reader(store, task, architecture.transforms, threads)
     budget = task.train.cache_mb * 2**20
     inputs = Inputs(examples, targets, ShardCache(task.shards, read, budget))
@@ -168,8 +178,35 @@ def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Cour
         encoded = ShardCache(task.shards, encoded_reader(store, task), budget)
         inputs = replace(inputs, pictures=Pictures(encoded, augmenter, threads))
     val = examples.of("val")
-    train_by_shard, val = examples.by_shard(examples.of("train")), val[targets[val] >= 0]
+    train_by_shard, val = examples.by_shard(examples.of("train")), val
+    if isinstance(targets, np.ndarray):
+        val = val[targets[val] >= 0]
     return Course(inputs, train_by_shard, val, len(architecture.classes), task.train, task.seed, start.fresh_head)
+
+
+def _targets(examples: Examples, classes: Classes, multi_label: bool) -> npt.NDArray[np.int64] | LabelMatrix:
+    if multi_label:
+        return LabelMatrix(examples.labels, classes)
+    indices = {label: classes.index_of(str(label)) if label is not None else None for label in set(examples.labels)}
+    found = (indices[label] for label in examples.labels)
+    return np.array([-1 if index is None else index for index in found], np.int64)
+
+
+def _calibrated(trainee: Trainee, course: Course, seat: Seat, pulse: Pulse) -> tuple[float, tuple[float, ...] | None]:
+    """Return the temperature and, of a multi-label model, the thresholds, fitted on the validation images."""
+    if not len(course.val):
+        return 1.0, (DEFAULT,) * course.num_classes if course.multi_label else None
+    logits, truth = (
+        answers.numpy()
+        for answers in final_answers(
+            trainee, course.inputs, course.val, course.num_classes, course.settings.batch_size, seat, pulse
+        )
+    )
+    temperature = fit_temperature(logits, truth)
+    if not course.multi_label:
+        return temperature, None
+    everything = Meaning(course.num_classes, temperature, (DEFAULT,) * course.num_classes)
+    return temperature, fit_thresholds(everything.probabilities(logits).astype(np.float32), truth)
 
 
 def _weights(task: TrainTask, net: nn.Module, trained: nn.Module) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from pipeline.documents import Document
@@ -26,10 +27,11 @@ from pipeline.rows import ShardReader
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage
-from pipeline.tables import read_table
+from pipeline.tables import read_schema, read_table
 
 PICTURES, QUARANTINE_ROWS, FILES_LOOKED_AT = 12, 50, 200
 THUMBNAIL_PX = 160
+CLASSES_SHOWN = 5  # of an image
 
 Ledger = list[tuple[Shard, LedgerEntry]]
 
@@ -73,9 +75,12 @@ def _live(store: Storage, shard: Shard, entry: LedgerEntry) -> LedgerEntry:
     """Return the entry as it is without segments that vanished: counted again from the files, which few shards need."""
     if not shard.tombstoned:
         return entry
-    labels = live_rows(read_table(store, entry.labels.path, ("class_index", "confidence", "segment")), shard)
+    names = read_schema(store, entry.labels.path).names
+    said = "class_indices" if "class_indices" in names else "class_index"
+    labels = live_rows(read_table(store, entry.labels.path, (said, "confidence", "segment")), shard)
     reasons = Counter(row["reason"] for row in _rejected(store, [(shard, entry)]))
-    classes = Counter(str(index) for index in labels["class_index"].to_pylist())
+    indices = pc.list_flatten(labels[said]) if said == "class_indices" else labels[said]
+    classes = Counter(str(index) for index in indices.to_pylist())
     bins = np.histogram(labels["confidence"].to_numpy(), len(entry.confidences), (0, 1))[0]
     return replace(entry, reasons=dict(reasons), classes=dict(classes), confidences=bins.tolist())
 
@@ -127,12 +132,15 @@ class _Pictures:
         self._reader, self._max_pixels = reader, max_pixels
 
     def of_prediction(self, row: dict[str, Any]) -> Thumbnail:
-        top = tuple((best["label"], best["probability"]) for best in row["top_k"])
+        top = tuple((best["label"], best["probability"]) for best in row["top_k"][:CLASSES_SHOWN])
         return Thumbnail(str(row["image_id"]), self._data_uri(row["uri"]), row["uri"], top, None)
 
     def of_mistake(self, row: dict[str, Any]) -> Thumbnail:
-        top = ((row["predicted"], row["confidence"]),)
-        return Thumbnail(str(row["image_id"]), self._data_uri(row["uri"]), row["uri"], top, row["label"])
+        image = str(row["image_id"]), self._data_uri(row["uri"]), row["uri"]
+        if isinstance(row["label"], str):
+            return Thumbnail(*image, ((row["predicted"], row["confidence"]),), row["label"])
+        truth, said = (", ".join(row[key]) or "no label" for key in ("label", "predicted"))  # of a multi-label image
+        return Thumbnail(*image, (), truth, said)
 
     def _data_uri(self, uri: str) -> str:
         try:

@@ -13,7 +13,6 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from pipeline.batches import Batch, Decoder, Result, decoded_batches, decoder
@@ -23,9 +22,9 @@ from pipeline.counts import Counts
 from pipeline.engines import EXACT, Choice, open_engine
 from pipeline.errors import ImageError, ModelError
 from pipeline.ledger import LedgerEntry, commit
-from pipeline.logits import Engine, Logits, log_softmax
+from pipeline.logits import Engine, Logits
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.results import Answers, Results, best
+from pipeline.results import Answers, Results, best, said_of
 from pipeline.rows import Row, ShardReader
 from pipeline.shards import Shard
 from pipeline.storage import Storage, open_storage
@@ -48,7 +47,8 @@ class Predictor:
     ) -> None:
         self.bundle, self.transforms, self.choice = bundle, bundle.architecture.transforms, choice
         self.engine = engine or _reference(bundle)
-        self._num_classes, self._embeddings = len(bundle.architecture.classes), embeddings
+        self.meaning, self._embeddings = bundle.meaning, embeddings
+        self._num_classes = self.meaning.num_classes
         self._top_k = min(top_k, self._num_classes)
 
     def used(self) -> dict[str, Any]:
@@ -62,9 +62,9 @@ class Predictor:
         black = np.zeros((1, side, side, channels), np.uint8)
         return self.engine(black).shape[1] - self._num_classes if self._embeddings else 0
 
-    def log_probabilities(self, batch: Batch) -> npt.NDArray[np.float64]:
-        """Return float64 [B, K]; ModelError when the network answers with anything but finite numbers."""
-        return log_softmax(self._output(batch)[:, : self._num_classes], self.bundle.temperature)
+    def logits(self, batch: Batch) -> Logits:
+        """Return float32 [B, K]; ModelError when the network answers with anything but finite numbers."""
+        return self._output(batch)[:, : self._num_classes]
 
     def _output(self, batch: Batch) -> Logits:
         if not batch.good:
@@ -82,13 +82,16 @@ class Predictor:
     def answers(self, batch: Batch) -> Answers:
         """Return the best classes of each image, and its embedding where that is asked for."""
         output = self._output(batch)
-        log_probabilities = log_softmax(output[:, : self._num_classes], self.bundle.temperature)
-        answers = best(np.exp(log_probabilities).astype(np.float32), self._top_k)
+        probabilities = self.meaning.probabilities(output).astype(np.float32)
+        answers = best(probabilities, self._top_k)
+        if self.meaning.thresholds is not None:
+            answers = replace(answers, said=said_of(probabilities, self.meaning.said(probabilities)))
         return replace(answers, embeddings=output[:, self._num_classes :]) if self._embeddings else answers
 
     def results(self) -> Results:
         """Return where the answers of a shard are gathered."""
-        return Results(self.bundle.id, self.bundle.architecture.classes.names, self.embedding_size)
+        names, multi_label = self.bundle.architecture.classes.names, self.meaning.thresholds is not None
+        return Results(self.bundle.id, names, self.embedding_size, multi_label)
 
 
 class Labeller:

@@ -20,6 +20,7 @@ from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.tasks import TrainTask
 from pipeline.transforms import Transforms
+from pipeline.truths import LabelMatrix
 
 Array = npt.NDArray[Any]
 ReadShard = Callable[[Shard], Array]
@@ -30,12 +31,12 @@ class Inputs:
     """Examples with their model inputs."""
 
     examples: Examples
-    targets: npt.NDArray[np.int64]  # [N] class index, -1 for a label that is no class
+    targets: npt.NDArray[np.int64] | LabelMatrix  # [N] class index, -1 for a label that is no class; or [N, K]
     cache: "ShardCache[Array]"
     pictures: "Pictures | None" = None
 
     def gather(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return inputs and targets [B] of these examples, in their order."""
+        """Return inputs and targets, [B] or [B, K], of these examples, in their order."""
         return torch.from_numpy(np.stack(self._rows(self.cache, indices))), torch.from_numpy(self.targets[indices])
 
     def gather_augmented(self, indices: Indices, positions: Indices, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,30 @@ class Engine(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """Return what is used, for the ledger: engine, precision, device and the libraries' versions."""
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What the logits of K classes say: one of them, or of a multi-label model each that reaches its threshold."""
+
+    num_classes: int
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] | None = None
+
+    def probabilities(self, logits: Logits) -> npt.NDArray[np.float64]:
+        """Return [B, K] of logits [B, K] or [B, K + D]: softmax, or each class by itself; of logits / temperature."""
+        logits = logits[:, : self.num_classes]
+        if self.thresholds is None:
+            return np.exp(log_softmax(logits, self.temperature))
+        return np.asarray(np.exp(-np.logaddexp(0.0, -logits.astype(np.float64) / self.temperature)))
+
+    def said(self, probabilities: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+        """Return which classes are said, [B, K]: the best one, ties going to the lower index, or those at their threshold."""
+        if self.thresholds is not None:
+            return np.asarray(probabilities >= np.array(self.thresholds))
+        said = np.zeros(probabilities.shape, np.bool_)
+        said[np.arange(len(said)), probabilities.argmax(axis=1)] = True
+        return said
 
 
 def log_softmax(logits: Logits, temperature: float = 1.0) -> npt.NDArray[np.float64]:

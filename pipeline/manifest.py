@@ -1,11 +1,12 @@
 """What a bundle says of itself, readable without torch: how its network is built, fed and understood."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from pipeline.classes import Classes
 from pipeline.documents import Document, digest
 from pipeline.errors import ModelError
+from pipeline.logits import Meaning
 from pipeline.registry import read_bundle_document, refuse_code, resolve
 from pipeline.settings import ModelSettings
 from pipeline.storage import Storage
@@ -53,13 +54,19 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A sealed model without its weights. Its logits are divided by `temperature`."""
+    """A sealed model without its weights. Its logits are divided by `temperature`; a multi-label one has `thresholds`."""
 
     name: str
     version: str
     architecture: Architecture
     temperature: float
     weights_sha256: str
+    thresholds: tuple[float, ...] | None = field(default=None, kw_only=True)  # of probabilities, [K]
+
+    @property
+    def meaning(self) -> Meaning:
+        """What its logits say."""
+        return Meaning(len(self.architecture.classes), self.temperature, self.thresholds)
 
     @property
     def id(self) -> str:
@@ -91,7 +98,10 @@ def read_manifest(storage: Storage, name: str, version: str, builder: str = "") 
         document["builder"], document["arguments"], document["head"], Classes(names, ids), transforms,
         document.get("code_sha256"),
     )  # fmt: skip
-    return Manifest(name, version, architecture, document["temperature"], document["weights_sha256"])
+    thresholds = tuple(document["thresholds"]) if "thresholds" in document else None
+    return Manifest(
+        name, version, architecture, document["temperature"], document["weights_sha256"], thresholds=thresholds
+    )
 
 
 def read_sealed(storage: Storage, source: Sealed, builder: str) -> Manifest:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pipeline.sureness import Sureness
+
 Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
 
 
@@ -24,6 +26,7 @@ class Sums:
     quarantined: int = 0
     unknown_labels: Counter[str] = field(default_factory=Counter)
     misclassified: list[dict[str, Any]] = field(default_factory=list)
+    sureness: Sureness = field(default_factory=Sureness)
 
     def add(self, log_probabilities: npt.NDArray[np.float64], targets: Sequence[int]) -> list[int]:
         """Count predictions [B, K] against their classes; return the predicted ones. Ties go to the lower index."""
@@ -31,6 +34,7 @@ class Sums:
         for row, target in zip(log_probabilities, targets, strict=True):
             better = int((row > row[target]).sum() + (row[:target] == row[target]).sum())
             predicted.append(int(row.argmax()))
+            self.sureness.add(float(np.exp(row[predicted[-1]])), predicted[-1] == target)
             self.num_images += 1
             self.top1 += better < 1
             self.top5 += better < 5
@@ -44,6 +48,7 @@ class Sums:
         self.top5 += other.top5
         self.loss += other.loss
         self.pairs.update(other.pairs)
+        self.sureness += other.sureness
         self.quarantined += other.quarantined
         self.unknown_labels.update(other.unknown_labels)
         self.misclassified += other.misclassified
@@ -105,6 +110,8 @@ def summarize(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
         "loss": sums.loss / total,
         "interval95": [low, high],
         "per_class": per_class(sums.pairs, names),
+        "calibration": sums.sureness.calibration(),
+        "coverage": sums.sureness.coverage(),
         "confusion": [[truth, guess, count] for (truth, guess), count in sorted(sums.pairs.items())],
         "quarantined": sums.quarantined,
         "unknown_labels": dict(sorted(sums.unknown_labels.items())),

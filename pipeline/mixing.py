@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.augmentsettings import AugmentSettings
-from pipeline.losses import Targets
+from pipeline.losses import Targets, is_multi_label
 
 KEY = 0x6D6978  # apart from the chance of augmentation, which has the same seed and epoch
 
@@ -40,8 +40,9 @@ def mixed(
         others[part], shares[part] = classes[partners], share
         first += length
     swapped = shares < 0.5
-    front = torch.where(swapped, others, classes)
-    return inputs, Targets(front, torch.where(swapped, classes, others), torch.where(swapped, 1 - shares, shares))
+    lesser = swapped[:, None] if is_multi_label(classes) else swapped
+    first_ones, second_ones = torch.where(lesser, others, classes), torch.where(lesser, classes, others)
+    return inputs, Targets(first_ones, second_ones, torch.where(swapped, 1 - shares, shares))
 
 
 def _mix(

@@ -25,13 +25,14 @@ ABSENT = "—"
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """One image to show, with its predictions as (label, probability), best first."""
+    """One image to show, with its predictions as (label, probability), best first; or the labels `said` of it, in words."""
 
     image_id: str
     data_uri: str
     uri: str
     top: tuple[tuple[str, float], ...]
     truth: str | None
+    said: str = ""
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
 def curves(history: tuple[Row, ...]) -> list[tuple[str, dict[str, list[tuple[float, float]]]]]:
     """List per quantity its title and its lines of (epoch, value); what was never measured has no line and no chart."""
     charts = []
-    for title, quantity in (("Loss", "loss"), ("Accuracy", "top1")):
+    for title, quantity in (("Loss", "loss"), ("Accuracy", "top1"), ("Mean average precision", "map")):
         keys = {"Training": f"train_{quantity}", "Validation": f"val_{quantity}"}
         epochs = [(row["epoch"] if is_number(row.get("epoch")) else place, row) for place, row in enumerate(history, 1)]
         lines = {

@@ -6,7 +6,6 @@ from torch import nn
 
 from pipeline import zoo
 from pipeline.bundle import StateDict, fit_weights, read_weights, sealed_weights
-from pipeline.classes import Classes
 from pipeline.heads import AUXILIARY, drop_auxiliary
 from pipeline.manifest import Architecture, Manifest, read_sealed
 from pipeline.published import published_state
@@ -19,13 +18,13 @@ from pipeline.zoo import Arguments
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A network with weights in it, and what it was made with. `classes` are known of bundles only."""
+    """A network with weights in it, and what it was made with. `bundle` is the one that they come from, if they do."""
 
     net: nn.Module
     arguments: Arguments
     transforms: Transforms
     head: str = "native"
-    classes: Classes | None = None
+    bundle: Manifest | None = None
 
 
 def load_pretrained(
@@ -77,7 +76,7 @@ def _of_bundle(store: Storage, manifest: Manifest, model: ModelSettings, size_px
     fit_weights(net, sealed_weights(store, manifest), f"model.weights: bundle {manifest.id}")
     if full != arguments:
         drop_auxiliary(net)
-    return Pretrained(net, arguments, transforms, sealed.head, sealed.classes)
+    return Pretrained(net, arguments, transforms, sealed.head, manifest)
 
 
 def _filled(builder: str, arguments: Arguments, weights: StateDict, where: str) -> nn.Module:

@@ -7,7 +7,8 @@ from pipeline.layout import Generation
 from pipeline.settings import InputSettings, LabelSettings, ModelSettings
 from pipeline.storage import Storage
 
-BUNDLE_FORMAT = 1
+# Formats of bundle.json. One that knows no thresholds must not take a multi-label model for another.
+ONE_LABEL, MULTI_LABEL = 1, 2
 # Raise when the code starts to give other labels for the same question: old and new labels must not mix silently.
 LABELLING_VERSION = 1
 
@@ -79,9 +80,9 @@ def read_bundle_document(storage: Storage, model: str, version: str) -> Document
     except NotFoundError as error:
         known = ", ".join(versions(storage, model)) or "none"
         raise ModelError(f"the store has no version {version!r} of model {model!r}; it has: {known}") from error
-    if document.get("format") != BUNDLE_FORMAT:
+    if document.get("format") not in (ONE_LABEL, MULTI_LABEL):
         raise ModelError(
-            f"bundle {model}@{version} has format {document.get('format')!r}, this nightshift reads {BUNDLE_FORMAT}; "
+            f"bundle {model}@{version} has format {document.get('format')!r}, this nightshift reads {ONE_LABEL} and {MULTI_LABEL}; "
             "label with the nightshift that wrote it, or train again"
         )
     return document

@@ -19,12 +19,28 @@ FEW = 16  # classes: so many searches for the largest are quicker than sorting t
 
 
 @dataclass(frozen=True)
+class Said:
+    """The classes that a multi-label model says of B images, image by image, the surest first."""
+
+    counts: npt.NDArray[np.int32]  # [B]
+    indices: npt.NDArray[np.int32]  # [sum of counts]
+
+
+@dataclass(frozen=True)
 class Answers:
     """The best classes of B images, best first."""
 
     indices: npt.NDArray[np.int32]  # [B, k]
     probabilities: npt.NDArray[np.float32]  # [B, k]
     embeddings: npt.NDArray[np.float32] | None = None  # [B, D]
+    said: Said | None = None  # of multi-label models
+
+
+def said_of(probabilities: npt.NDArray[np.floating], said: npt.NDArray[np.bool_]) -> Said:
+    """Return the classes that are said, of [B, K]; ties go to the lower index."""
+    images, indices = np.nonzero(said)
+    order = np.lexsort((indices, -probabilities[images, indices], images))
+    return Said(said.sum(axis=1).astype(np.int32), indices[order].astype(np.int32))
 
 
 def best(probabilities: npt.NDArray[np.float32], top_k: int) -> Answers:
@@ -43,7 +59,8 @@ def best(probabilities: npt.NDArray[np.float32], top_k: int) -> Answers:
 class Results:
     """The rows of one shard, in the order in which they came; their bytes are not kept."""
 
-    def __init__(self, model: str, names: Sequence[str], embedding_size: int = 0) -> None:
+    def __init__(self, model: str, names: Sequence[str], embedding_size: int = 0, multi_label: bool = False) -> None:
+        self._multi_label = multi_label
         self._model, self._names, self._embedding_size = model, pa.array(names, pa.string()), embedding_size
         self._columns: dict[str, list[Any]] = defaultdict(list)
         self._extra: list[Mapping[str, Any]] = []
@@ -62,7 +79,7 @@ class Results:
 
     def labels(self, id_type: pa.DataType, extra: Sequence[pa.Field] = ()) -> pa.Table:
         """Return the label table; `extra` are the fields of the input's columns that are passed through."""
-        schema, answers = prediction_schema(id_type, extra, self._embedding_size), self._all()
+        schema, answers = prediction_schema(id_type, extra, self._embedding_size, self._multi_label), self._all()
         indices, probabilities = answers.indices, answers.probabilities
         count, top_k = indices.shape
         flat = pa.array(indices.reshape(-1))
@@ -76,6 +93,7 @@ class Results:
             "top_k": pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(top, fields=list(TOP_K.value_type))),
             "model": pa.repeat(self._model, count),
             "embedding": self._embeddings(),
+            **self._label_lists(),
             **{field.name: column_of((row[field.name] for row in self._extra), field.type) for field in extra},
         }
         columns = [
@@ -93,8 +111,9 @@ class Results:
         return Counter(self._columns["segment"]), Counter(row["segment"] for row in self.rejected)
 
     def count_classes(self) -> dict[str, int]:
-        """Return the labelled rows per class index."""
-        indices, counts = np.unique(self._all().indices[:, 0], return_counts=True)
+        """Return the labelled rows per class index; a multi-label row counts for each of its classes."""
+        said = self._all_said().indices if self._multi_label else self._all().indices[:, 0]
+        indices, counts = np.unique(said, return_counts=True)
         return {str(index): int(count) for index, count in zip(indices, counts, strict=True)}
 
     def count_confidences(self) -> list[int]:
@@ -106,6 +125,24 @@ class Results:
         parts = [answers.embeddings.reshape(-1) for answers in self._answers if answers.embeddings is not None]
         flat = pa.array(np.concatenate([np.empty(0, np.float32), *parts]))
         return pa.FixedSizeListArray.from_arrays(flat, max(1, self._embedding_size))
+
+    def _label_lists(self) -> dict[str, pa.Array]:
+        """Return the columns of all classes that are said."""
+        said = self._all_said()
+        offsets = pa.array(np.concatenate([[0], np.cumsum(said.counts)]).astype(np.int32))
+        flat = pa.array(said.indices)
+        return {
+            "labels": pa.ListArray.from_arrays(offsets, self._names.take(flat)),
+            "class_indices": pa.ListArray.from_arrays(offsets, flat),
+        }
+
+    def _all_said(self) -> Said:
+        parts = [answers.said for answers in self._answers if answers.said is not None]
+        none = np.empty(0, np.int32)
+        return Said(
+            np.concatenate([none, *(part.counts for part in parts)]),
+            np.concatenate([none, *(part.indices for part in parts)]),
+        )
 
     def _all(self) -> Answers:
         none = Answers(np.empty((0, 1), np.int32), np.empty((0, 1), np.float32))

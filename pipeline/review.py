@@ -22,7 +22,8 @@ from pipeline.storage import Storage
 from pipeline.tables import read_schema, read_table, write_table
 
 MOST_ROWS = 100_000
-COLUMNS = ("image_id", "uri", "label", "confidence", "top_k", "model")
+COLUMNS = ("image_id", "uri", "label", "labels", "confidence", "top_k", "model")
+PLAIN = tuple(name for name in COLUMNS if name != "labels")  # which only those of multi-label models have
 BELOW, NUM_BELOW = b"nightshift.review_below", b"nightshift.num_below"
 
 
@@ -51,7 +52,7 @@ def write_review(storage: Storage, view: View, entries: Mapping[str, LedgerEntry
     path = layout.review(view.document["dataset"], view.n)
     if (found := _present(storage, path, below)) is not None:
         return found
-    least, num_below = prediction_schema(pa.null()).empty_table().select(COLUMNS).replace_schema_metadata(None), 0
+    least, num_below = prediction_schema(pa.null()).empty_table().select(PLAIN).replace_schema_metadata(None), 0
     for table in _unsure(storage, _candidates(view, entries, below), below):
         num_below += table.num_rows
         least = _joined([least, table]).sort_by("confidence").slice(0, MOST_ROWS)

@@ -56,6 +56,8 @@ class Row:
     data: bytes | None
     error: ImageError | None = None
     label: str | None = None
+    labels: tuple[str, ...] | None = None  # of a multi-label data set: all that are there
+    absent: tuple[str, ...] | None = None  # and those known not to be, None for all others
     split: str | None = None
     group: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -267,8 +269,12 @@ class ShardReader:
 
     def _columns(self) -> list[str]:
         s = self._settings
-        names = (s.image_column, s.uri_column, s.id_column, s.label_column, s.split_column, s.group_column)
+        names = (s.image_column, s.uri_column, s.id_column, *self._truth_columns())
         return [name for name in names if name]
+
+    def _truth_columns(self) -> tuple[str | None, ...]:
+        s = self._settings
+        return s.label_column, s.labels_column, s.absent_column, s.split_column, s.group_column
 
     def _rows(self, batch: pa.RecordBatch, segment: Segment, chosen: list[int], positions: list[int]) -> list[Row]:
         """Return the chosen rows of a batch; `positions` are theirs in the file."""
@@ -281,7 +287,8 @@ class ShardReader:
             return values.to_pylist() if len(chosen) == len(values) else [values[i].as_py() for i in chosen]
 
         images, located = self._images(column(s.image_column), column(s.uri_column))
-        ids, labels, splits, groups = (column(n) for n in (s.id_column, s.label_column, s.split_column, s.group_column))
+        ids = column(s.id_column)
+        labels, lists, absent, splits, groups = (column(name) for name in self._truth_columns())
         extras = self._extra(segment, batch, chosen)
         rows = []
         for i, position in enumerate(positions):
@@ -293,7 +300,8 @@ class ShardReader:
                     None,
                     ImageError("read", "null_id", f"{place}: {s.id_column} is null; every image needs an id"),
                 )
-            truth = (_text(labels[i]), _split(splits[i]), _text(groups[i]))
+            there, known = (_labels(values[i], s.labels_separator) for values in (lists, absent))
+            truth = (_text(labels[i]), there, known, _split(splits[i]), _text(groups[i]))
             rows.append(Row(image_id, place, segment.key, position, data, error, *truth, extras[i]))
         return rows
 
@@ -358,6 +366,14 @@ def _null() -> ImageError:
 
 def _text(value: Any) -> str | None:
     return None if value is None else str(value)
+
+
+def _labels(value: Any, separator: str) -> tuple[str, ...] | None:
+    """Return the labels of a list, or of text with a separator between them; each once, sorted."""
+    if value is None:
+        return None
+    parts = [part.strip() for part in value.split(separator)] if isinstance(value, str) else map(_text, value)
+    return tuple(sorted({part for part in parts if part}))
 
 
 def _split(value: Any) -> str | None:

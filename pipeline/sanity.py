@@ -6,9 +6,9 @@ import time
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from pipeline.heads import split_outputs
+from pipeline.losses import Targets, guessing_loss, right_answers, summed_loss
 from pipeline.optimizers import make_optimizer
 from pipeline.trainsettings import TrainSettings
 
@@ -18,14 +18,15 @@ LIMIT_S = 15.0
 TOLERANCE, ENOUGH = 0.1, 32
 
 
-def first_loss_warning(loss: float, num_images: int, num_classes: int) -> str | None:
-    """Return a warning when the first batch's loss is not that of guessing, ln K, within a tenth. Few images say little."""
-    guessing = math.log(num_classes)
+def first_loss_warning(loss: float, num_images: int, num_classes: int, multi_label: bool = False) -> str | None:
+    """Return a warning when the first batch's loss is not that of guessing within a tenth. Few images say little."""
+    guessing = guessing_loss(num_classes, multi_label)
     if num_images < ENOUGH or abs(loss - guessing) <= TOLERANCE * guessing:
         return None
+    classes = f"each of {num_classes} classes" if multi_label else f"among {num_classes} classes"
     return (
-        f"first-loss: the first batch's loss is {loss:.3g}, that of guessing among {num_classes} classes is {guessing:.3g}: "
-        "look at the scale of the inputs and at the head's first weights"
+        f"first-loss: the first batch's loss is {loss:.3g}, that of guessing {classes} is {guessing:.3g}: look at the scale of "
+        "the inputs and at the head's first weights"
     )
 
 
@@ -43,8 +44,8 @@ def by_heart_warning(
     end, first, loss, right = time.monotonic() + LIMIT_S, math.nan, math.nan, 0
     for step in range(STEPS):
         logits, _ = split_outputs(probe(inputs))
-        mean = functional.cross_entropy(logits, targets)
-        loss, right = mean.item(), int((logits.argmax(1) == targets).sum())
+        mean = summed_loss(logits, Targets(targets)) / len(targets)
+        loss, right = mean.item(), int(right_answers(logits, targets).sum())
         first = loss if step == 0 else first
         if right == len(targets) or time.monotonic() > end:
             return None

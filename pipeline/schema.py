@@ -10,17 +10,20 @@ SCHEMA_VERSION = "1"
 TOP_K = pa.list_(pa.struct([("label", pa.string()), ("class_index", pa.int32()), ("probability", pa.float32())]))
 
 
-def prediction_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = (), embedding_size: int = 0) -> pa.Schema:
+def prediction_schema(
+    id_type: pa.DataType, extra: Iterable[pa.Field] = (), embedding_size: int = 0, multi_label: bool = False
+) -> pa.Schema:
     """Return the schema of a label file; ids and the columns passed through (`extra`) keep the types of the input.
 
-    The column `embedding` is there where embeddings have a size.
+    The column `embedding` is there where embeddings have a size, `labels` and `class_indices` are those of multi-label models.
     """
+    said = [("labels", pa.list_(pa.string())), ("class_indices", pa.list_(pa.int32()))] if multi_label else []
     embedding = [("embedding", pa.list_(pa.float32(), embedding_size))] if embedding_size else []
     return pa.schema(
         [
             ("image_id", id_type),
             ("uri", pa.string()),  # below the input's url, or absolute; <file>#<row> for rows of tables
-            ("label", pa.string()),
+            ("label", pa.string()),  # the best class
             ("class_index", pa.int32()),
             ("confidence", pa.float32()),  # probability of the label, 0..1
             ("top_k", TOP_K),  # best first
@@ -29,6 +32,7 @@ def prediction_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = (), embe
             ("model", pa.string()),  # name@version of the bundle
             ("content_hash", pa.string()),  # SHA-256 of the encoded bytes, hex
             ("segment", pa.string()),  # file version and row range that the row was read from
+            *said,  # all classes that reach their threshold, the surest first
             *embedding,  # what enters the classifier
             *((field.name, field.type) for field in extra),
         ],
@@ -55,7 +59,7 @@ def quarantine_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = ()) -> p
 
 
 OWN_COLUMNS = frozenset(
-    (*prediction_schema(pa.string(), embedding_size=1).names, *quarantine_schema(pa.string()).names)
+    (*prediction_schema(pa.string(), embedding_size=1, multi_label=True).names, *quarantine_schema(pa.string()).names)
 )
 
 

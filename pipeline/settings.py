@@ -46,7 +46,12 @@ class InputSettings(Section):
     uri_column: str | None = Field(None, description="location of the image, instead of image_column")
     allowed_prefixes: tuple[str, ...] = Field((), description="where URIs may point (default: below input.url)")
     id_column: str | None = None
-    label_column: str | None = None
+    label_column: str | None = Field(None, description="the one label of an image")
+    labels_column: str | None = Field(None, description="all labels of an image, a list: a multi-label model")
+    absent_column: str | None = Field(
+        None, description="labels looked for and not there; where given, others are unknown"
+    )
+    labels_separator: str = Field(";", min_length=1, description="between labels where labels_column is text")
     split_column: str | None = None
     group_column: str | None = Field(None, description="rows of one group never part: same split")
     filter: tuple[Predicate, ...] = Field((), description="[column, 'op', value] each: rows or Hive partitions to take")
@@ -62,10 +67,17 @@ class InputSettings(Section):
             raise ValueError("expected the name of one folder: not empty, no slash, no dot in front")
         return value
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels."""
+        return self.labels_column is not None
+
     def without_truth(self) -> "InputSettings":
         """Return the input as labelling needs it: without what only training and evaluation read."""
         return self.model_copy(
-            update={"label_column": None, "split_column": None, "group_column": None, "size_px": None}
+            update=dict.fromkeys(
+                ("label_column", "labels_column", "absent_column", "split_column", "group_column", "size_px")
+            )
         )
 
     @field_validator("filter", mode="before")
@@ -84,6 +96,14 @@ class InputSettings(Section):
                 expected = "a list of values, not empty" if operator in ("in", "not in") else "one value"
                 raise ValueError(f"[{column}, {operator!r}, {operand!r}]: {operator} takes {expected}")
         return value
+
+    @model_validator(mode="after")
+    def _one_kind_of_label(self) -> "InputSettings":
+        if self.label_column and self.labels_column:
+            raise ValueError("give label_column (one label each) or labels_column (any number of them), not both")
+        if self.absent_column and not self.labels_column:
+            raise ValueError("absent_column belongs to labels_column, which says what is there; give that too")
+        return self
 
     @model_validator(mode="after")
     def _one_image_source(self) -> "InputSettings":
@@ -129,6 +149,9 @@ class ModelSettings(Section):
     )
     version: str | None = Field(None, description="bundle that labels (default: production)")
     classes: str | None = Field(None, description="JSON list of class names (mode: none)")
+    threshold: float | None = Field(
+        None, gt=0, lt=1, description="mode none: a multi-label model, that says a class from this probability on"
+    )
     transforms: TransformSettings = TransformSettings()
 
 

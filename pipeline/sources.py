@@ -311,6 +311,13 @@ def _is_name(kind: pa.DataType) -> bool:
     return _is_id(kind) or bool(pa.types.is_boolean(kind) or pa.types.is_date(kind) or pa.types.is_null(kind))
 
 
+def _is_labels(kind: pa.DataType) -> bool:
+    """Say whether values are lists of names, or text that can be cut into some."""
+    lists = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    return _is_name(value_type(kind.value_type)) if any(test(kind) for test in lists) else is_text(kind)
+
+
+LABELS_EXPECTED = "a list of strings or integers, or text with input.labels_separator between the labels"
 COLUMN_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
     "image_column": (
         is_image_type,
@@ -321,7 +328,9 @@ COLUMN_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
         _is_id,
         "string or integer. Cast the column, or leave input.id_column out: ids are then <file>#<row>",
     ),
-    "label_column": (_is_name, "string, integer or boolean"),
+    "label_column": (_is_name, "string, integer or boolean. A list of labels is for input.labels_column"),
+    "labels_column": (_is_labels, LABELS_EXPECTED),
+    "absent_column": (_is_labels, LABELS_EXPECTED),
     "split_column": (_is_name, "string"),
     "group_column": (_is_name, "string, integer or date"),
 }

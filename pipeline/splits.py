@@ -37,10 +37,10 @@ def leaked(content_hashes: Sequence[str], splits: Sequence[str]) -> list[int]:
     ]
 
 
-def missing(classes: Iterable[str], labels: Sequence[str | None], splits: Sequence[str]) -> dict[str, list[str]]:
-    """Return, per split that has rows, the classes without an example in it."""
+def missing(classes: Iterable[str], labels: Sequence[Iterable[str]], splits: Sequence[str]) -> dict[str, list[str]]:
+    """Return, per split that has rows with labels, the classes without an example in it."""
     seen: dict[str, set[str]] = defaultdict(set)
-    for label, split in zip(labels, splits, strict=True):
-        if label is not None:
-            seen[split].add(label)
+    for names, split in zip(labels, splits, strict=True):
+        if names:
+            seen[split].update(names)
     return {split: absent for split in seen if (absent := sorted(set(classes) - seen[split]))}

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline.heads import split_outputs
-from pipeline.losses import Targets, summed_loss
+from pipeline.losses import Targets, right_answers, summed_loss
 from pipeline.optimizers import make_optimizer, set_rate
 from pipeline.schedules import rate_factor
 from pipeline.seat import Seat
@@ -110,6 +110,6 @@ class Stepper:
 
 def counted(loss_sum: torch.Tensor, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return [loss, right answers, examples], float64."""
-    right = (logits.argmax(1) == targets).sum()
+    right = right_answers(logits, targets).sum()
     count = torch.tensor(len(targets), device=logits.device)
     return torch.stack([loss_sum.detach().double(), right.double(), count.double()])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -16,9 +17,10 @@ from pipeline.errors import ModelError
 from pipeline.keeping import Keeping
 from pipeline.lanes import EpochOrder, Indices, epoch_order, num_steps
 from pipeline.loading import Inputs
-from pipeline.losses import Targets, summed_loss
+from pipeline.losses import Targets, guessing_loss, summed_loss
 from pipeline.mixing import mixed
 from pipeline.patience import is_over
+from pipeline.precisions import average_precisions, mean_average_precision
 from pipeline.prefetch import ahead
 from pipeline.pulse import Pulse
 from pipeline.sanity import IMAGES, by_heart_warning, first_loss_warning
@@ -27,6 +29,8 @@ from pipeline.stepping import Stepper, Trainee, counted
 from pipeline.stops import Stops
 from pipeline.trainsettings import TrainSettings
 from pipeline.trainstate import SUMS, Position, agreed, capture, restore
+from pipeline.truths import LabelMatrix
+from pipeline.validation import MOST_NUMBERS, answered, joined
 
 # A loss that is so many times the first one's, or that of guessing, does not come back.
 EXPLODED = 100.0
@@ -45,6 +49,17 @@ class Course:
     fresh_head: bool = True  # its first loss is that of guessing
 
     @property
+    def multi_label(self) -> bool:
+        """Whether an image has any number of labels."""
+        return isinstance(self.inputs.targets, LabelMatrix)
+
+    @property
+    def _single_targets(self) -> npt.NDArray[np.int64]:
+        """The class of every example."""
+        assert isinstance(self.inputs.targets, np.ndarray)  # the config refuses balance for multi-label
+        return self.inputs.targets
+
+    @property
     def num_train(self) -> int:
         """Examples of an epoch."""
         return sum(len(part) for part in self.train)
@@ -53,7 +68,7 @@ class Course:
         """Return the batches of an epoch."""
         s, shards = self.settings, self.train
         if s.balance == "sampling":
-            shards = balanced(shards, self.inputs.targets, self.seed, epoch)
+            shards = balanced(shards, self._single_targets, self.seed, epoch)
         return epoch_order(shards, s.batch_size, s.lanes, s.shuffle_window, self.seed, epoch)
 
     @property
@@ -61,7 +76,7 @@ class Course:
         """Steps of every epoch."""
         size = self.num_train
         if self.settings.balance == "sampling":
-            size = sum(map(len, balanced(self.train, self.inputs.targets, self.seed, 0)))
+            size = sum(map(len, balanced(self.train, self._single_targets, self.seed, 0)))
         return num_steps(size, self.settings.batch_size)
 
     @property
@@ -69,7 +84,7 @@ class Course:
         """How much an example of each class counts in the loss, float32 [K]."""
         if self.settings.balance != "loss":
             return None
-        return torch.from_numpy(class_weights(self.inputs.targets[np.concatenate(self.train)], self.num_classes))
+        return torch.from_numpy(class_weights(self._single_targets[np.concatenate(self.train)], self.num_classes))
 
 
 def train(
@@ -85,8 +100,9 @@ def train(
     Returns
     -------
     list[Document]
-        One record per epoch: epoch, train_loss, train_top1, val_loss, val_top1, seconds. Losses are means of the cross
-        entropy per example; in training of the pictures as they are learnt, augmented and mixed, while the weights move.
+        One record per epoch: epoch, train_loss, train_top1, val_loss, val_top1, seconds; of multi-label images also val_map,
+        the mean average precision. Losses are means of the cross entropy per example; in training of the pictures as they
+        are learnt, augmented and mixed, while the weights move. top1: see `losses.right_answers`.
 
     Raises
     ------
@@ -198,10 +214,10 @@ class _Training:
         mean, settings = loss / max(1.0, count), self._course.settings
         if self._at.first_loss is None:
             self._at.first_loss = mean
-            warning = first_loss_warning(mean, int(count), self._course.num_classes)
+            warning = first_loss_warning(mean, int(count), self._course.num_classes, self._course.multi_label)
             if warning and settings.sanity and self._course.fresh_head and self._seat.rank == 0:
                 self._pulse.warn(warning)
-        usual = max(self._at.first_loss, math.log(self._course.num_classes))
+        usual = max(self._at.first_loss, guessing_loss(self._course.num_classes, self._course.multi_label))
         if not math.isfinite(mean) or mean > EXPLODED * usual:
             raise self._diverged(f"the loss is {mean:g}")
         return total
@@ -224,7 +240,7 @@ class _Training:
         record = {"epoch": self._at.epoch + 1, **_means("train", total), "val_loss": None, "val_top1": None}
         if len(self._course.val):
             with self._keeping.answering():
-                record |= _means("val", self._seat.reduce(self._validate()))
+                record |= self._validate()
             if not math.isfinite(record["val_loss"]):
                 raise self._diverged(f"the validation loss is {record['val_loss']:g}")
         record["seconds"] = round(seconds + perf_counter(), 3)
@@ -235,18 +251,29 @@ class _Training:
         self._at.sums = torch.zeros(self._seat.world, SUMS, dtype=torch.float64)
         self._compared = self._at.sums.sum(0)
 
-    def _validate(self) -> torch.Tensor:
-        """Return this worker's sums over its share of the validation examples."""
-        self._trainee.set_mode(False)
-        size, mine = self._course.settings.batch_size, self._course.val[self._seat.rank :: self._seat.world]
-        sums = torch.zeros(SUMS, dtype=torch.float64, device=self._seat.device)
-        with torch.inference_mode():
-            for inputs, targets in ahead(self._gather, (mine[n : n + size] for n in range(0, len(mine), size))):
-                with self._stepper.autocast():
-                    logits = self._trainee.module(inputs)
-                sums += counted(summed_loss(logits, Targets(targets)), logits, targets)
-                self._pulse.beat()
-        return sums
+    def _validate(self) -> Document:
+        """Return the means over the validation examples of all workers."""
+        course, seat = self._course, self._seat
+        sums, kept = torch.zeros(SUMS, dtype=torch.float64, device=seat.device), []
+        keeps = course.multi_label and len(course.val) * course.num_classes <= MOST_NUMBERS
+        for logits, targets in answered(
+            self._trainee,
+            course.inputs,
+            course.val,
+            course.settings.batch_size,
+            seat,
+            self._pulse,
+            self._stepper.autocast,
+        ):
+            sums += counted(summed_loss(logits, Targets(targets)), logits, targets)
+            if keeps:
+                kept.append(logits)
+        means = _means("val", seat.reduce(sums))
+        if keeps:
+            scores = joined(kept, len(course.val), course.num_classes, seat).numpy()
+            precisions = average_precisions(scores, course.inputs.targets[course.val].astype(np.int8))
+            means["val_map"] = mean_average_precision(precisions)
+        return means
 
     def _try_by_heart(self) -> None:
         """Warn when the first images cannot be learnt by heart. Rank 0 does it while the others wait for its first step."""

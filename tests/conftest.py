@@ -491,6 +491,7 @@ def training_task() -> Callable[..., Any]:
     from pipeline.storage import open_storage
     from pipeline.tasks import ExamplesTask, TrainTask
     from pipeline.trainsettings import TrainSettings
+    from pipeline.truths import names_in
 
     torch.set_num_threads(1)  # as a worker does
 
@@ -515,9 +516,23 @@ def training_task() -> Callable[..., Any]:
         for shard in shards:
             extract(shard)
         examples = load_examples(open_storage(str(store), storage), "images", name, shards, split)
-        classes = classes_from_labels(examples.labels[i] for i in examples.of("train"))
+        classes = classes_from_labels(name for i in examples.of("train") for name in names_in(examples.labels[i]))
         return TrainTask(
             str(store), storage, source, split, network, settings, 0, "images", shards, name, classes.names, key, "now"
         )
 
     return make
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Judge shards in this process; which, and which are given up, is the fixture's to say."""
+    from judging import Workers
+
+    import cluster.labeller
+    from jobs.runs import Run
+
+    workers = Workers()
+    monkeypatch.setattr(cluster.labeller, "over_shards", workers.over_shards)
+    monkeypatch.setattr(Run, "start_cluster", lambda run: None)
+    return workers

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from pipeline.adoption import adopt
-from pipeline.bundle import load_bundle
+from pipeline.bundle import load_bundle, seal
 from pipeline.errors import ModelError
 from pipeline.labelling import Predictor, answer
 from pipeline.settings import ModelSettings, TransformSettings
@@ -56,6 +56,20 @@ def test_a_bundle_is_adopted_again_with_its_own_classes(store, settings, storage
     bundle = load_bundle(store, "other", adopt(store, other, storage_settings))
     assert bundle.architecture.classes.names == ("cat", "dog", "mug")
     assert (bundle.architecture.transforms.resize_px, bundle.architecture.transforms.color) == (6, "L")
+
+
+def test_a_multi_label_model_is_adopted_with_a_threshold(store, settings, storage_settings):
+    version = adopt(store, changed(settings, threshold=0.3), storage_settings)
+    assert load_bundle(store, "stock", version).thresholds == (0.3, 0.3, 0.3)
+    assert version != adopt(store, settings, storage_settings)
+
+
+def test_a_bundle_keeps_what_was_sealed_with_its_weights(store, settings, storage_settings):
+    first = load_bundle(store, "stock", adopt(store, settings, storage_settings))
+    sealed = seal(store, "stock", first.architecture, first.net.state_dict(), 1.5, (0.1, 0.2, 0.3))
+    again = changed(settings, name="other", weights=f"stock@{sealed}", classes=None)
+    bundle = load_bundle(store, "other", adopt(store, again, storage_settings))
+    assert (bundle.temperature, bundle.thresholds) == (1.5, (0.1, 0.2, 0.3))
 
 
 def test_published_weights_are_adopted_with_their_own_classes(store, storage_settings, shared_data):

@@ -62,6 +62,7 @@ from pipeline.bundle import load_bundle
 from pipeline.settings import StorageSettings
 from pipeline.storage import open_storage
 
+torch.set_num_threads(int(sys.argv[2]))
 store = open_storage(sys.argv[1], StorageSettings())
 for line in Path(sys.argv[1], "asked").read_text().split():
     name, version, size_px = line.split(":")
@@ -94,7 +95,9 @@ def test_logits_in_a_fresh_process_are_those_of_the_sealing_one_bit_for_bit(stor
         expected[name] = logits.numpy().tobytes()
         asked.append(f"{name}:{version}:{size_px}")
     (tmp_path / "store" / "asked").write_text("\n".join(asked))
-    subprocess.run([sys.executable, "-c", READER, str(tmp_path / "store")], check=True, cwd=ROOT)
+    subprocess.run(
+        [sys.executable, "-c", READER, str(tmp_path / "store"), str(torch.get_num_threads())], check=True, cwd=ROOT
+    )
     assert {name: (tmp_path / "store" / f"{name}.logits").read_bytes() for name in expected} == expected
 
 
@@ -153,8 +156,8 @@ def test_no_such_version_names_those_that_there_are(store, sealed):
 
 def test_another_format_is_refused_by_name(store, sealed):
     _, version, folder = sealed
-    edit(store, f"{folder}/bundle.json", lambda document: document.update(format=2))
-    with pytest.raises(ModelError, match="has format 2, this nightshift reads 1"):
+    edit(store, f"{folder}/bundle.json", lambda document: document.update(format=3))
+    with pytest.raises(ModelError, match="has format 3, this nightshift reads 1 and 2"):
         load_bundle(store, "m", version)
 
 

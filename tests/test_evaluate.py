@@ -2,41 +2,9 @@ import json
 
 import pyarrow as pa
 import pytest
+from judging import Workers, evaluate
 
-import cluster.labeller
-from cluster.dispatch import Failure
-from jobs.evaluate import work
-from jobs.runs import Run, execute
 from pipeline.splits import split_of
-
-
-class Workers:
-    """Takes the place of the pool of actors: judges in this process, notes the shards, and gives up some."""
-
-    def __init__(self) -> None:
-        self.shards, self.gives_up = [], set()
-
-    def over_shards(self, shards, factory, settings):
-        judge = factory()
-        for shard in shards:
-            self.shards.append(shard)
-            failed = shard.segments[0].path in self.gives_up
-            yield shard, Failure("TransientError: 503", 3) if failed else judge(shard)
-
-
-@pytest.fixture
-def workers(monkeypatch) -> Workers:
-    workers = Workers()
-    monkeypatch.setattr(cluster.labeller, "over_shards", workers.over_shards)
-    monkeypatch.setattr(Run, "start_cluster", lambda run: None)
-    return workers
-
-
-def evaluate(night, config, split: str | None = None, run_id: str | None = None) -> dict:
-    """Run the command; return the run's record."""
-    run = Run("evaluate", config, run_id)
-    execute(run, lambda current: work(current, split))
-    return run.record
 
 
 def written(night, version: str) -> dict:

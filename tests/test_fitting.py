@@ -19,6 +19,7 @@ from pipeline.mixing import mixed
 from pipeline.pulse import Pulse
 from pipeline.seat import Seat
 from pipeline.storage import open_storage
+from pipeline.temperature import fit_temperature
 from pipeline.transforms import Transforms
 
 TEN = tuple("abcdefghij")
@@ -468,3 +469,19 @@ def test_a_head_on_real_weights_learns_what_is_easy(shared_data, make):
     model = {"builder": "squeezenet1_1", "weights": path, "transforms": WIDE}
     result = run(make({"mode": "head", "epochs": 20, "batch_size": 8, "learning_rate": 1e-2}, model))
     assert result["history"][-1]["val_top1"] > 0.9
+
+
+def test_the_temperature_is_fitted_on_validation_images_as_the_reference_answers(make):
+    train = {"mode": "scratch", "epochs": 40, "batch_size": 8, "learning_rate": 0.01}
+    task = make(train, {"builder": "linear", "transforms": SMALL}, num={"train": 6, "val": 8})
+    bundle = bundle_of(task, run(task))
+    start = start_network(task, open_storage(task.store, task.storage))
+    course = _course(task, open_storage(task.store, task.storage), start, 1)
+    pixels, classes = course.inputs.gather(course.val)
+    logits = TorchEngine(bundle.net, bundle.architecture.transforms)(pixels.numpy())
+    assert bundle.temperature == fit_temperature(logits, classes.numpy())
+    assert bundle.temperature != 1.0
+    few = make(
+        train | {"epochs": 1}, {"builder": "linear", "transforms": SMALL}, "few", TEN[:4], {"train": 6, "val": 2}
+    )
+    assert bundle_of(few, run(few)).temperature == 1.0

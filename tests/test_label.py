@@ -352,10 +352,10 @@ def test_a_version_that_is_not_there_is_refused_with_those_that_are(night, model
 def test_a_bundle_of_another_format_is_refused(night, model, nightshift, local_ray):
     night.write("a.parquet", range(5))
     path = f"models/tiny/{model}/bundle.json"
-    night.store.write(path, json.dumps({**json.loads(night.store.read(path)), "format": 2}).encode())
+    night.store.write(path, json.dumps({**json.loads(night.store.read(path)), "format": 3}).encode())
     ended = nightshift(night.config(), "label")
     assert ended.code == 2
-    assert "has format 2, this nightshift reads 1" in ended.said
+    assert "has format 3, this nightshift reads 1 and 2" in ended.said
     assert local_ray.sessions == 0
 
 

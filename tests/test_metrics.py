@@ -112,7 +112,10 @@ def test_class_that_nobody_predicted_has_no_precision_and_one_without_images_no_
 def test_sums_of_workers_add_up_in_every_field():
     one = Sums(2, 1, 2, 0.5, Counter({(0, 0): 1}), 1, Counter({"zebra": 1}), [{"confidence": 0.2}])
     two = Sums(3, 2, 2, 1.5, Counter({(0, 0): 1, (0, 1): 2}), 2, Counter({"zebra": 2, "yak": 1}), [{"confidence": 0.9}])
+    for sums, confidence in ((one, 0.2), (two, 0.9)):
+        sums.sureness.add(confidence, True)
     one += two
+    assert [row["confidence"] for row in one.sureness.calibration()["bins"]] == [0.2, 0.9]
     assert (one.num_images, one.top1, one.top5, one.loss, one.quarantined) == (5, 3, 4, 2.0, 3)
     assert one.pairs == {(0, 0): 2, (0, 1): 2}
     figures = summarize(one, ["a", "b"])

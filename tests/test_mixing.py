@@ -74,3 +74,16 @@ def test_a_lane_with_one_picture_or_none_keeps_it():
     inputs, targets = mix({"mixup": 1.0}, [(0, 1), (1, 0), (2, 1)], slice(0, 2))
     assert torch.equal(inputs, batch()[0][:2])
     assert targets.classes.tolist() == targets.others.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_multi_label_pictures_are_mixed_as_others(step):
+    inputs, classes = batch()
+    rows = torch.nn.functional.one_hot(classes).to(torch.int8)
+    settings = AugmentSettings(mixup=0.4)
+    expected = mixed(inputs.clone(), classes, LANES, settings, 1, 0, step)
+    pictures, targets = mixed(inputs, rows, LANES, settings, 1, 0, step)
+    assert torch.equal(pictures, expected[0])
+    assert torch.equal(targets.classes.argmax(1), expected[1].classes)
+    assert torch.equal(targets.others.argmax(1), expected[1].others)
+    assert torch.equal(targets.shares, expected[1].shares)

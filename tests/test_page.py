@@ -79,7 +79,9 @@ def night(word: str = "cat") -> PageData:
     history = tuple({"epoch": e, "train_loss": 1 / e, "train_top1": 1 - 0.5 / e, "val_loss": None} for e in (1, 2, 3))
     report = evaluation([word, "dog"]) | {"model": word, "unknown_labels": {word: 1}, "split": word}
     counts = ((word, 12000), ("dog", 300))
-    return PageData(run, counts, (*(0,) * 18, 3, 9), (bad,), ((word, 45),), report, history, images, images, images)
+    return PageData(
+        run, counts, (*(0,) * 18, 3300, 9000), (bad,), ((word, 45),), report, history, images, images, images
+    )
 
 
 def attribute_names(document: str) -> set[str]:
@@ -369,3 +371,15 @@ def test_page_does_not_scroll_sideways(tmp_path: Path, width: int) -> None:
     command = [CHROMIUM, *flags, "--disable-sync", profile, "--virtual-time-budget=3000", "--dump-dom"]
     done = subprocess.run([*command, (tmp_path / "frame.html").as_uri()], capture_output=True, text=True, timeout=60)
     assert "spills 0 px" in done.stdout
+
+
+def test_reliability_and_coverage_are_drawn_of_any_number_of_points():
+    for num in (1, 19, 20, 41, 100):
+        points = [{"confidence": k / num, "coverage": 1 - k / num, "accuracy": 0.5 + k / 2 / num} for k in range(num)]
+        bins = [{"num_images": k + 1, "confidence": k / 15, "accuracy": k / 20} for k in range(15)]
+        report = evaluation(["cat", "dog"]) | {"calibration": {"ece": 0.034, "bins": bins}, "coverage": points}
+        document = render(replace(night(), evaluation=report))
+        assert "3.4% apart" in said(document)
+        assert document.count(" of the images, ") >= min(num, 20)
+        assert "6.7% sure: 5.0% of 2 right" in document
+    assert "Reliability" not in said(render(night()))

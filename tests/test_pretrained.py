@@ -46,7 +46,7 @@ def test_a_bundle_brings_its_arguments_preprocessing_head_and_classes(store, sto
         given = load_pretrained(store, model, storage_settings)
         assert same(given.net, state)
         assert (given.arguments, given.transforms, given.head) == ({"width_mult": 0.25}, SIZED, "linear")
-        assert given.classes.names == NAMES
+        assert given.bundle.architecture.classes.names == NAMES
         assert blueprint(store, model) == (given.arguments, given.transforms)
 
 
@@ -100,7 +100,9 @@ def test_auxiliary_classifiers_of_a_bundle_can_be_dropped_in_a_second_stage(stor
     given = load_pretrained(store, model, storage_settings)
     assert same(given.net, {key: state[key] for key in state if not key.startswith("AuxLogits.")})
     assert given.arguments == arguments | {"aux_logits": False}
-    architecture = Architecture("inception_v3", given.arguments, given.head, given.classes, given.transforms)
+    architecture = Architecture(
+        "inception_v3", given.arguments, given.head, given.bundle.architecture.classes, given.transforms
+    )
     assert architecture.build().state_dict().keys() == given.net.state_dict().keys()
 
 

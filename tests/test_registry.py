@@ -5,7 +5,8 @@ import pytest
 from pipeline.documents import encode
 from pipeline.errors import ModelError, StorageError
 from pipeline.registry import (
-    BUNDLE_FORMAT,
+    MULTI_LABEL,
+    ONE_LABEL,
     generation,
     production,
     promote_first,
@@ -23,7 +24,7 @@ def store(tmp_path):
     return FileStorage(str(tmp_path))
 
 
-def seal(store, version: str, model: str = "flowers", bundle_format: int = BUNDLE_FORMAT, builder="linear") -> None:
+def seal(store, version: str, model: str = "flowers", bundle_format: int = ONE_LABEL, builder="linear") -> None:
     store.write(f"models/{model}/{version}/weights.safetensors", b"w")
     store.write(
         f"models/{model}/{version}/bundle.json",
@@ -84,8 +85,8 @@ def test_versions_are_the_sealed_ones(store):
 
 
 def test_a_bundle_of_another_format_is_refused(store):
-    seal(store, "v1", bundle_format=BUNDLE_FORMAT + 1)
-    with pytest.raises(ModelError, match=r"flowers@v1 has format 2, this nightshift reads 1; label with"):
+    seal(store, "v1", bundle_format=MULTI_LABEL + 1)
+    with pytest.raises(ModelError, match=r"flowers@v1 has format 3, this nightshift reads 1 and 2; label with"):
         read_bundle_document(store, "flowers", "v1")
 
 

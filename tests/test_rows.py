@@ -19,6 +19,34 @@ from pipeline.storage import open_storage
 
 
 @pytest.mark.parametrize(
+    ("kind", "cells", "expected"),
+    [
+        (pa.list_(pa.string()), [["b", "a", "b"], [], None, ["c", None]], [("a", "b"), (), None, ("c",)]),
+        (pa.large_list(pa.int64()), [[2, 1], [], None, [3]], [("1", "2"), (), None, ("3",)]),
+        (pa.dictionary(pa.int8(), pa.string()), ["b; a;b", "", None, ";c;"], [("a", "b"), (), None, ("c",)]),
+    ],
+)
+def test_labels_of_an_image_are_a_list_or_text(tmp_path, write_parquet, table_input, kind, cells, expected):
+    column = pa.array(cells, pa.string()).cast(kind) if pa.types.is_dictionary(kind) else pa.array(cells, kind)
+    write_parquet(tmp_path / "a.parquet", {**columns(4), "there": column, "gone": column})
+    source = table_input(tmp_path, label_column=None, labels_column="there", absent_column="gone")
+    rows = read(source)
+    assert values(rows, "labels") == expected
+    assert values(rows, "absent") == expected
+    assert values(read(source.without_truth()), "labels") == [None] * 4
+
+
+def test_a_column_of_labels_has_lists_of_names(tmp_path, write_parquet, table_input):
+    write_parquet(tmp_path / "a.parquet", {**columns(1), "there": pa.array([[1.5]])})
+    with pytest.raises(
+        InputError, match=r"'there' \(input.labels_column\) has type list.*double.*; expected a list of strings"
+    ):
+        read(table_input(tmp_path, labels_column="there", label_column=None))
+    with pytest.raises(InputError, match=r"A list of labels is for input.labels_column"):
+        read(table_input(tmp_path, label_column="there"))
+
+
+@pytest.mark.parametrize(
     ("group", "limit", "batch"), [(100, 512, 64), (1, 7, 3), (10, 25, 64), (30, 7, 1), (7, 1000, 7)]
 )
 def test_every_row_is_read_once_in_order_however_it_is_cut(tmp_path, write_parquet, table_input, group, limit, batch):

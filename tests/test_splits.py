@@ -47,10 +47,10 @@ def test_training_rows_whose_bytes_are_judged_elsewhere_are_found():
 
 
 def test_classes_without_an_example_are_listed_per_split_that_has_rows():
-    labels = ["cat", "dog", "cat", None, "bird"]
+    labels = [("cat",), ("dog", "cat"), ("cat",), (), ("bird",)]
     splits = ["train", "train", "test", "test", "train"]
     assert missing(["cat", "dog", "bird"], labels, splits) == {"test": ["bird", "dog"]}
-    assert missing(["cat"], ["cat"], ["train"]) == {}
+    assert missing(["cat"], [("cat",)], ["train"]) == {}
 
 
 @pytest.mark.parametrize(
