@@ -22,9 +22,9 @@ $(VENV)/.done: pyproject.toml
 	@echo "setting up $(VENV): about 5 GB, under a minute with uv, some minutes with pip alone"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ -z "$(NO_UV)" ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; }; then \
-		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[demo,dev,delta,plot]'; \
+		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[demo,dev,delta,plot,tune]'; \
 	else \
-		$(BIN)/python -m pip install --quiet --editable '.[demo,dev,delta,plot]'; \
+		$(BIN)/python -m pip install --quiet --editable '.[demo,dev,delta,plot,tune]'; \
 	fi
 	@touch $@
 

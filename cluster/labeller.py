@@ -12,7 +12,7 @@ from cluster.workers import ActorPool, Factory, Function
 from pipeline.ledger import LedgerEntry
 from pipeline.settings import LabelSettings
 from pipeline.shards import Shard
-from pipeline.tasks import EvaluateTask, ExamplesTask, LabelTask
+from pipeline.tasks import EvaluateTask, ExamplesTask, LabelTask, ProbeTask
 
 # While one shard of a labeller is in the forward pass, another is read, decoded or written.
 SHARDS_AT_ONCE = 2
@@ -67,6 +67,13 @@ def open_extractor(task: ExamplesTask) -> Function:
     from pipeline.features import Extractor
 
     return Extractor(task)
+
+
+def open_prober(task: ProbeTask) -> Function:
+    """Return a worker's function that asks about spoilt pictures."""
+    from pipeline.probing import Prober
+
+    return Prober(task)
 
 
 def open_judge(task: EvaluateTask) -> Function:

@@ -8,6 +8,7 @@ from jobs.console import say
 from jobs.label import asked_of
 from pipeline.cleaning import Found, Scope, cutoff, remove, superfluous
 from pipeline.plans import read_plan
+from pipeline.promotion import version_before
 from pipeline.registry import production, versions
 from pipeline.storage import Entry, Storage, scheme_of
 
@@ -34,11 +35,19 @@ def clean(config: Config, days: int, really: bool, with_models: bool, as_json: b
 def _scope(config: Config, store: Storage, days: int) -> Scope:
     """Return what the config asks for now: by its pinned version and by the production version."""
     name = config.model.name
-    asked = {version for version in (production(store, name), config.model.version) if version}
+    current = production(store, name)
+    asked = {version for version in (current, config.model.version) if version}
+    before = version_before(store, name) if current else None  # to which `rollback` goes
     plan = read_plan(store, config.dataset)
     there = asked & set(versions(store, name)) if plan else set()
     generations = {asked_of(config, plan, version) for version in there} if plan else set()
-    return Scope(config.dataset, name, cutoff(days), frozenset(generations), frozenset(asked))
+    return Scope(
+        config.dataset,
+        name,
+        cutoff(days),
+        frozenset(generations),
+        frozenset(asked | ({before[1]} if before else set())),
+    )
 
 
 def _say(found: Found, really: bool) -> None:

@@ -40,10 +40,23 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "train or adopt a model",
         "Trains as train.mode says and seals a bundle. The first bundle becomes production.",
     ),
+    "tune": (
+        "try other values of train, judged on validation images",
+        "Trials of tune.space, several at a time; a table of what did best. `train --trial best` trains with that.",
+    ),
     "evaluate": (
         "judge the model on held-out images",
         "Accuracy with its interval, per class, confusion matrix, misclassified images.",
     ),
+    "robustness": (
+        "ask the model about spoilt pictures",
+        "Noise, blur, fog, turns, patches, ... in five severities: errors, and labels that flip. On validation images.",
+    ),
+    "promote": (
+        "make the newest training production, if it is better",
+        "Judges it and production on the same images; otherwise exit 3 and a reason. Another version: --set model.version=...",
+    ),
+    "rollback": ("make the version before this one production", "Asked again, the version before that."),
     "label": (
         "label what is not labelled yet, and publish",
         "Labels the newest plan's open shards, checks the books, publishes the view.",
@@ -100,10 +113,14 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--fresh": {"action": "store_true", "help": "remove what an earlier demo left there, and start over"},
     },
     "plan": {"--date": DATE},
-    "train": {"--again": {"action": "store_true", "help": "train although this training is finished"}},
+    "train": {
+        "--again": {"action": "store_true", "help": "train although this training is finished"},
+        "--trial": {"metavar": "ID", "help": "with the values of a trial of `nightshift tune`, or of the `best`"},
+    },
     "evaluate": {
         "--split": {"metavar": "NAME", "help": "split to judge on, or several as val+test (default: test, else val)"},
     },
+    "robustness": {"--split": {"metavar": "NAME", "help": "split whose images are spoilt (default: val)"}},
     "label": {
         "--date": DATE,
         "--dry-run": DRY_RUN,
@@ -224,10 +241,12 @@ def _stoppable() -> Iterator[None]:
 
 
 def _handlers() -> dict[str, Callable[[Any], int]]:
-    return {
-        "demo": _demo, "plan": _recorded, "train": _recorded, "evaluate": _recorded, "label": _label, "nightly": _recorded,
-        "labels": _labels, "status": _status, "report": _report, "models": _models, "clean": _clean, "doctor": _doctor,
+    recorded = ("plan", "train", "tune", "evaluate", "robustness", "promote", "rollback", "nightly")
+    own = {
+        "demo": _demo, "label": _label, "labels": _labels, "status": _status, "report": _report, "models": _models,
+        "clean": _clean, "doctor": _doctor,
     }  # fmt: skip
+    return {**dict.fromkeys(recorded, _recorded), **own}
 
 
 def _recorded(options: Any) -> int:
@@ -243,7 +262,12 @@ def _recorded(options: Any) -> int:
         from jobs.estimate import estimate
 
         return estimate(run, options.json)
-    names = {"train": ("again",), "evaluate": ("split",), "label": ("retry_quarantined",)}.get(options.command, ())
+    names = {
+        "train": ("again", "trial"),
+        "evaluate": ("split",),
+        "robustness": ("split",),
+        "label": ("retry_quarantined",),
+    }.get(options.command, ())
     extra = {name: getattr(options, name) for name in names}
     code = execute(run, lambda current: import_module(f"jobs.{options.command}").work(current, **extra))
     if options.command == "nightly" and code != 1:

@@ -13,8 +13,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from pipeline.errors import ConfigError
+from pipeline.judgesettings import EvaluateSettings, PromoteSettings, RobustnessSettings
 from pipeline.refusals import printable
-from pipeline.schema import OWN_COLUMNS
+from pipeline.schema import JUDGED_COLUMNS, OWN_COLUMNS
 from pipeline.section import Section
 from pipeline.settings import (
     ClusterSettings,
@@ -28,6 +29,7 @@ from pipeline.settings import (
 from pipeline.sources import dataset_name
 from pipeline.storage import OBJECT_SCHEMES, Storage, absolute_url, open_storage, scheme_of
 from pipeline.trainsettings import TrainSettings
+from pipeline.tunesettings import Range, TuneSettings, with_values
 from pipeline.weightsource import Location, weight_source
 
 PATHS = (("store",), ("input", "url"), ("model", "weights"), ("model", "classes"))
@@ -42,6 +44,10 @@ class Config(Section):
     split: SplitSettings = SplitSettings()
     model: ModelSettings = ModelSettings()
     train: TrainSettings = TrainSettings()
+    tune: TuneSettings = TuneSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+    promote: PromoteSettings = PromoteSettings()
+    robustness: RobustnessSettings = RobustnessSettings()
     label: LabelSettings = LabelSettings()
     output: OutputSettings = OutputSettings()
     cluster: ClusterSettings = ClusterSettings()
@@ -71,6 +77,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _slices_are_not_ours(self) -> "Config":
+        if own := [name for name in self.evaluate.slices if name in JUDGED_COLUMNS]:
+            raise ValueError(
+                f"evaluate.slices: evaluations have a column {own[0]!r} of their own; rename it in the input, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_size(self) -> "Config":
         if self.input.size_px is not None and self.model.transforms.crop_px is not None:
             raise ValueError(
@@ -86,6 +100,17 @@ class Config(Section):
                 f"model.threshold is for weights that are adopted as they are, and train.mode is {self.train.mode}, which fits "
                 "thresholds on validation images; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _every_value_can_be_tried(self) -> "Config":
+        for key, domain in self.tune.space.items():
+            for value in domain.ends if isinstance(domain, Range) else domain:
+                try:
+                    with_values(self.train, {key: value})
+                except ValidationError as error:
+                    said = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    raise ValueError(f"tune.space: {key} cannot be {value!r}: {said}") from error
         return self
 
     @model_validator(mode="after")

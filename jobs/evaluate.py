@@ -3,26 +3,36 @@
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 
-from jobs.console import counted, say, stage
+from jobs.console import say, stage
+from jobs.figures import announce
 from jobs.plan import present_plan
 from jobs.runs import Run, utc_now
 from pipeline import layout
-from pipeline.documents import Document, encode
-from pipeline.errors import HeldError, InputError
+from pipeline.documents import Document, encode, read_document
+from pipeline.errors import HeldError, InputError, NotFoundError, UsageError
+from pipeline.judged import joined_rows
 from pipeline.labelsums import LabelSums, summarize_labels
+from pipeline.looks import count_looks, read_look, record_look, rows_digest
 from pipeline.metrics import Sums, summarize
+from pipeline.partitions import partition_names
+from pipeline.plans import Plan
 from pipeline.registry import read_bundle_document, resolve
-from pipeline.rows import ShardReader
+from pipeline.rows import ShardReader, is_table
 from pipeline.selection import live_paths, row_settings, selected
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Shard
+from pipeline.slices import sliced
+from pipeline.sources import refuse_columns
 from pipeline.splits import split_name
+from pipeline.tables import write_table
 from pipeline.tasks import EvaluateTask
 
 MISTAKES_KEPT, READS_AT_ONCE = 10_000, 16
-NOTED = ("split", "num_images", "map", "top1", "top5", "loss", "interval95")
+NOTED = ("split", "num_images", "map", "top1", "top5", "loss", "interval95", "looks")
+TEST = "test"
 
 
 def work(run: Run, split: str | None = None) -> None:
@@ -30,46 +40,126 @@ def work(run: Run, split: str | None = None) -> None:
     evaluate(run, split, resolve(run.store, run.config.model))
 
 
-def evaluate(run: Run, split: str | None, version: str) -> Document:
-    """Judge a version on `split` (several: `val+test`); return the evaluation."""
-    config, plan = run.config, present_plan(run)
-    source = row_settings(config.input, live_paths(plan.shards))
+@dataclass(frozen=True)
+class Question:
+    """A version and the rows that it is judged on: `shards` may hold some of them, `named` are the splits in every shard."""
+
+    task: EvaluateTask
+    dataset: str
+    rows: str
+    test_set: str | None
+    shards: Sequence[Shard]
+    named: list[set[str | None]]
+    tables: bool  # else loose images
+
+    @property
+    def judged(self) -> str:
+        """`name@version`."""
+        return f"{self.task.model}@{self.task.version}"
+
+    @property
+    def path(self) -> str:
+        """Where the figures and the rows lie, without suffix."""
+        return layout.evaluation(self.dataset, self.rows, self.judged)
+
+
+def evaluate(run: Run, split: str | None, version: str, known: bool = False) -> Document:
+    """Judge a version on `split` (several: `val+test`); return the evaluation.
+
+    A version has one look at a test set: whoever asks again is given what was found then. `known`: also of other splits what
+    was found before is good enough.
+    """
+    plan = present_plan(run)
+    asked = _question(run, plan, split, version)
+    run.note(model=asked.judged)
+    document = _looked_before(run, asked) or (_found(run, asked.path) if known else None) or _judged(run, plan, asked)
+    run.store.write(f"{layout.bundle(asked.task.model, version)}/evaluation.json", encode(document))
+    run.note(evaluation={key: document[key] for key in NOTED if key in document})
+    announce(document)
+    return document
+
+
+def _question(run: Run, plan: Plan, split: str | None, version: str) -> Question:
+    config = run.config
+    paths = live_paths(plan.shards)
+    source = row_settings(config.input, paths)
     shards = selected(plan.shards, config.input)
-    named = _named_splits(shards, source, config.storage)
+    tables = any(map(is_table, paths))
+    if not tables:
+        refuse_columns(
+            source, [s for s in config.evaluate.slices if s not in partition_names(paths)], "evaluate.slices"
+        )
+    named = named_splits(shards, source, config.storage)
     splits = tuple(split_name(name) for name in split.split("+")) if split else (_default_split(run, named),)
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     task = EvaluateTask(
-        config.store,
-        config.storage,
-        source,
-        config.split,
-        config.label,
-        config.model.name,
-        version,
-        splits,
-        threads,
-        config.model.builder,
-    )
-    run.note(model=f"{config.model.name}@{version}")
-    # Rows that the input puts into no split (None) get theirs by a hash of their bytes: those must be read to know.
-    wanted = [shard for shard, found in zip(shards, named, strict=True) if found & {*splits, None}]
-    bundle = read_bundle_document(run.store, config.model.name, version)
-    _check_kind(bundle, source, task)
-    sums = _judge(run, wanted, task, LabelSums() if "thresholds" in bundle else Sums())
+        config.store, config.storage, source, config.split, config.label, config.model.name, version, splits, threads,
+        config.model.builder, config.evaluate.slices,
+    )  # fmt: skip
+
+    def holding(wanted: Sequence[str]) -> list[Shard]:
+        # Rows that the input puts into no split (None) get theirs by a hash of their bytes: those must be read to know.
+        return [shard for shard, found in zip(shards, named, strict=True) if found & {*wanted, None}]
+
+    rows = rows_digest(holding(splits), source, config.split, splits)
+    test_set = rows_digest(holding([TEST]), source, config.split, [TEST]) if TEST in splits else None
+    return Question(task, plan.dataset, rows, test_set, holding(splits), named, tables)
+
+
+def _looked_before(run: Run, asked: Question) -> Document | None:
+    """Return what was found when this version looked at this test set, None when it has not."""
+    look = read_look(run.store, asked.dataset, asked.test_set, asked.judged) if asked.test_set else None
+    if look is None:
+        return None
+    splits = "+".join(asked.task.splits)
+    if look["split"] != splits:
+        raise UsageError(
+            f"{asked.judged} has had its one look at this test set, on {look['at']} as split {look['split']}, and a second one, "
+            f"as {splits}, would make it part of choosing; ask for {look['split']} again to read what was found, or judge on val"
+        )
+    document = _found(run, look["evaluation"])
+    if document is None:  # somebody removed it: nobody learns anything new from finding it again
+        return None
+    say(f"{asked.judged} has had its one look at this test set, on {look['at']}: this is what was found then")
+    sliced = {row["column"] for row in document["slices"]}
+    if absent := [name for name in asked.task.slices if name not in sliced]:
+        say(f"warning: that look was without evaluate.slices {', '.join(absent)}; the next version's will have them")
+    return document
+
+
+def _found(run: Run, path: str) -> Document | None:
+    try:
+        return read_document(run.store, f"{path}.json")
+    except NotFoundError:
+        return None
+
+
+def _judged(run: Run, plan: Plan, asked: Question) -> Document:
+    """Judge the rows, and keep figures and rows in the store before the look is on record."""
+    store, task = run.store, asked.task
+    bundle = read_bundle_document(store, task.model, task.version)
+    _check_kind(bundle, task.input, task)
+    sums = _add_up(run, asked.shards, task, LabelSums() if "thresholds" in bundle else Sums())
     if not sums.num_images:
-        raise InputError(_nothing_judged(run, named, splits, sums, plan.details.get("format", "")))
+        raise InputError(_nothing_judged(run, asked, sums))
     names = [item["name"] for item in bundle["classes"]]
     figures = (
         summarize_labels(sums, names, bundle["thresholds"]) if isinstance(sums, LabelSums) else summarize(sums, names)
     )
+    rows = joined_rows(sums.rows)
     document = {
-        "split": "+".join(splits), "dataset": plan.dataset, "plan": plan.n, "model": config.model.name, "version": version,
-        "run_id": run.id, "evaluated_at": utc_now(), "classes": names, **figures,
+        "split": "+".join(task.splits), "dataset": asked.dataset, "plan": plan.n, "model": task.model, "version": task.version,
+        "run_id": run.id, "evaluated_at": utc_now(), "classes": names, **figures, "slices": sliced(rows, task.slices),
+        "rows": f"{asked.path}.parquet", "test_set": asked.test_set,
     }  # fmt: skip
     document["misclassified"] = document["misclassified"][:MISTAKES_KEPT]
-    run.store.write(f"{layout.bundle(config.model.name, version)}/evaluation.json", encode(document))
-    run.note(evaluation={key: document[key] for key in NOTED if key in document})
-    _announce(document)
+    if asked.test_set:
+        document["looks"] = count_looks(store, asked.dataset, asked.test_set) + 1
+    write_table(store, f"{asked.path}.parquet", rows)
+    store.write(f"{asked.path}.json", encode(document))
+    if asked.test_set:
+        look = {"at": document["evaluated_at"], "run_id": run.id, "split": document["split"], "evaluation": asked.path}
+        record_look(store, asked.dataset, asked.test_set, asked.judged, look)
     return document
 
 
@@ -84,7 +174,7 @@ def _check_kind(bundle: Document, source: InputSettings, task: EvaluateTask) -> 
         )
 
 
-def _judge(run: Run, shards: Sequence[Shard], task: EvaluateTask, sums: Sums | LabelSums) -> Sums | LabelSums:
+def _add_up(run: Run, shards: Sequence[Shard], task: EvaluateTask, sums: Sums | LabelSums) -> Sums | LabelSums:
     """Add up the shards' sums; HeldError when some cannot be judged: half an evaluation must not replace a whole one."""
     if not shards:
         return sums
@@ -110,7 +200,7 @@ def _judge(run: Run, shards: Sequence[Shard], task: EvaluateTask, sums: Sums | L
     return sums
 
 
-def _named_splits(shards: Sequence[Shard], source: InputSettings, storage: StorageSettings) -> list[set[str | None]]:
+def named_splits(shards: Sequence[Shard], source: InputSettings, storage: StorageSettings) -> list[set[str | None]]:
     """Return per shard the splits that the input names in it, None for rows that it puts into none."""
     reader = ShardReader(source, storage)
     with ThreadPoolExecutor(READS_AT_ONCE) as pool:
@@ -134,53 +224,13 @@ def _listed(named: list[set[str | None]]) -> str:
     return ", ".join(sorted(name for name in set[str | None]().union(*named) if name))
 
 
-def _nothing_judged(
-    run: Run, named: list[set[str | None]], splits: tuple[str, ...], sums: Sums | LabelSums, plan_format: str
-) -> str:
+def _nothing_judged(run: Run, asked: Question, sums: Sums | LabelSums) -> str:
+    source, splits = run.config.input, "+".join(asked.task.splits)
     if sums.unknown_labels:
         known = ", ".join(list(sums.unknown_labels)[:3])
-        return f"none of the labels in {run.config.input.label_column} ({known}, ...) is a class of the model; check model.classes"
-    source = run.config.input
-    if not source.label_column and not source.labels_column and plan_format != "images":
+        column = source.labels_column or source.label_column or "the folders' names"
+        return f"none of the labels in {column} ({known}, ...) is a class of the model; check model.classes"
+    if not source.label_column and not source.labels_column and asked.tables:
         return "evaluation needs labels: set input.label_column, or labels_column for several of each image"
-    found = _listed(named)
-    return f"no labelled image belongs to the split {'+'.join(splits)}" + (f"; there are: {found}" if found else "")
-
-
-def _announce(document: Document) -> None:
-    if document.get("task") == "multi_label":
-        _announce_labels(document)
-    else:
-        _announce_classes(document)
-    if document["quarantined"]:
-        say(f"{counted(document['quarantined'])} of the split cannot be read")
-    if document["unknown_labels"] and document.get("task") == "multi_label":
-        say(
-            f"{counted(sum(document['unknown_labels'].values()), 'label')} of the split not judged: no class of the model"
-        )
-    elif document["unknown_labels"]:
-        say(
-            f"{counted(sum(document['unknown_labels'].values()))} of the split not judged: the model does not know the label"
-        )
-
-
-def _announce_labels(document: Document) -> None:
-    micro = document["micro"]
-    say(
-        f"split {document['split']}: mean average precision {_share(document['map'])}; with the thresholds of the bundle F1 "
-        f"{_share(micro['f1'])} (precision {_share(micro['precision'])}, recall {_share(micro['recall'])}), all labels of an "
-        f"image right {document['exact']:.1%}; loss {document['loss']:.3f}, on {counted(document['num_images'])}"
-    )
-
-
-def _share(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.1%}"
-
-
-def _announce_classes(document: Document) -> None:
-    low, high = document["interval95"]
-    say(
-        f"split {document['split']}: top-1 {document['top1']:.1%} ({low:.1%} to {high:.1%} with 95 % confidence), "
-        f"top-5 {document['top5']:.1%}, loss {document['loss']:.3f}, on {counted(document['num_images'])}; confidence and accuracy "
-        f"are {document['calibration']['ece']:.1%} apart"
-    )
+    found = _listed(asked.named)
+    return f"no labelled image belongs to the split {splits}" + (f"; there are: {found}" if found else "")

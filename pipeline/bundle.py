@@ -80,7 +80,10 @@ def load_bundle(storage: Storage, name: str, version: str, builder: str = "") ->
         )
     net = architecture.build()
     fit_weights(net, weights, f"bundle {manifest.id}")
-    return Bundle(**vars(manifest), net=net.eval())
+    return Bundle(
+        name, version, architecture, manifest.temperature, manifest.weights_sha256,
+        thresholds=manifest.thresholds, net=net.eval(),
+    )  # fmt: skip
 
 
 def sealed_weights(storage: Storage, manifest: Manifest) -> StateDict:

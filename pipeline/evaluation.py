@@ -5,16 +5,19 @@ gate measures.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from pipeline.batches import Batch, decoded_batches, decoder
 from pipeline.bundle import load_bundle
+from pipeline.judged import judged_rows
 from pipeline.labelling import Predictor
 from pipeline.labelsums import LabelSums
 from pipeline.logits import log_softmax
 from pipeline.metrics import Sums
 from pipeline.rows import Row, ShardReader
+from pipeline.schema import judged_schema
 from pipeline.shards import Shard
 from pipeline.splits import split_of
 from pipeline.storage import open_storage
@@ -22,6 +25,7 @@ from pipeline.tasks import EvaluateTask
 from pipeline.truths import PRESENT, UNKNOWN, LabelMatrix, LabelSet
 
 Labels = str | list[str]  # of a multi-label image
+Judged = tuple[list[Row], list[dict[str, Any]]]  # images, and what was found of each
 
 
 class Judge:
@@ -31,24 +35,27 @@ class Judge:
         self._task = task
         store = open_storage(task.store, task.storage)
         self._predictor = Predictor(load_bundle(store, task.model, task.version, task.builder), 5)
-        self._reader = ShardReader(task.input, task.storage)
+        self._reader = ShardReader(task.input, task.storage, task.slices, named_by="evaluate.slices")
 
     def __call__(self, shard: Shard, halvings: int = 0) -> Sums | LabelSums:
         """Return the sums over the shard's rows of the task's splits, in batches halved so often."""
         sums = Sums() if self._predictor.meaning.thresholds is None else LabelSums()
         transforms = self._predictor.transforms
         decode_row = decoder(transforms, self._task.input.max_pixels)
+        schema = None  # known once the reader has checked the columns
         for batch in decoded_batches(self._judged(shard, halvings), decode_row, transforms, self._task.threads):
             sums.quarantined += len(batch.bad)
             if not batch.good:
                 continue
             if isinstance(sums, LabelSums):
-                self._add_sets(sums, batch)
+                rows = self._add_sets(sums, batch)
             else:
-                self._add(sums, batch)
+                rows = self._add(sums, batch)
+            schema = schema or judged_schema(self._reader.extra_fields(shard), isinstance(sums, LabelSums))
+            sums.rows.append(judged_rows(*rows, schema))
         return sums
 
-    def _add(self, sums: Sums, batch: Batch) -> None:
+    def _add(self, sums: Sums, batch: Batch) -> Judged:
         classes = self._predictor.bundle.architecture.classes
         log_probabilities = log_softmax(self._predictor.logits(batch), self._predictor.meaning.temperature)
         targets = [classes.index_of(row.label) for row in batch.good]
@@ -56,16 +63,20 @@ class Judge:
         sums.unknown_labels.update(
             str(row.label) for row, target in zip(batch.good, targets, strict=True) if target is None
         )
-        chosen = [target for target in targets if target is not None]
-        guesses = sums.add(log_probabilities[known], chosen)
-        for i, truth, guess in zip(known, chosen, guesses, strict=True):
-            if truth != guess:
-                confidence = float(np.exp(log_probabilities[i, guess]))
-                sums.misclassified.append(
-                    _mistake(batch.good[i], classes.names[truth], classes.names[guess], confidence)
-                )
+        rows, chosen = [batch.good[i] for i in known], [target for target in targets if target is not None]
+        found: list[dict[str, Any]] = [
+            {
+                "label": classes.names[truth], "class_index": truth, "predicted": classes.names[verdict.predicted],
+                "predicted_index": verdict.predicted, "confidence": verdict.confidence,
+                "probability": verdict.probability, "rank": verdict.rank, "errors": int(verdict.predicted != truth),
+            }
+            for truth, verdict in zip(chosen, sums.add(log_probabilities[known], chosen), strict=True)
+        ]  # fmt: skip
+        wrong = ((row, judged) for row, judged in zip(rows, found, strict=True) if judged["errors"])
+        sums.misclassified += [_mistake(row, j["label"], j["predicted"], j["confidence"]) for row, j in wrong]
+        return rows, found
 
-    def _add_sets(self, sums: LabelSums, batch: Batch) -> None:
+    def _add_sets(self, sums: LabelSums, batch: Batch) -> Judged:
         """Count multi-label images; a label that is no class of the model is none of their truth."""
         classes, meaning = self._predictor.bundle.architecture.classes, self._predictor.meaning
         # As the label files have them, so that judging those gives the same figures.
@@ -77,12 +88,18 @@ class Judge:
         sums.unknown_labels.update(name for label in labels for name in label.there if classes.index_of(name) is None)
         answered = meaning.said(probabilities)
         wrong = (answered != (known == PRESENT)) & (known != UNKNOWN)
+        found = [
+            {
+                "labels": [classes.names[k] for k in np.flatnonzero(known[i] == PRESENT)], "absent": label.absent,
+                "predicted": [classes.names[k] for k in np.flatnonzero(answered[i])],
+                "confidence": float(probabilities[i].max()), "probabilities": probabilities[i], "errors": int(wrong[i].sum()),
+            }
+            for i, label in enumerate(labels)
+        ]  # fmt: skip
         for i in np.flatnonzero(wrong.any(axis=1)):
-            truth, said = (
-                [classes.names[k] for k in np.flatnonzero(row)] for row in (known[i] == PRESENT, answered[i])
-            )
             error = np.abs(probabilities[i] - (known[i] == PRESENT))[wrong[i]].max()
-            sums.misclassified.append(_mistake(batch.good[i], truth, said, float(error)))
+            sums.misclassified.append(_mistake(batch.good[i], found[i]["labels"], found[i]["predicted"], float(error)))
+        return batch.good, found
 
     def _judged(self, shard: Shard, halvings: int) -> Iterator[list[Row]]:
         """Yield the labelled rows of the wanted splits; rows that cannot be read are counted by the decoder."""

@@ -1,12 +1,13 @@
 """Examples: what training knows of each readable image of a plan - where it is, its label, its side of the split.
 
-One table per shard in the store, made once by a cluster job. For a frozen backbone it also holds the features.
+One table per shard in the store, made once by a cluster job. For a frozen backbone it also holds the features. Only rows
+to learn from and to validate on leave it as examples: no code that has `Examples` can look at a test image.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,10 @@ from pipeline.shards import Shard
 from pipeline.splits import leaked, split_of
 from pipeline.storage import Storage
 from pipeline.tables import read_table
-from pipeline.truths import Label, LabelSet
+from pipeline.truths import Label, LabelSet, names_in
+
+Learned = Literal["train", "val"]  # the splits that training may look at
+LEARNED: tuple[Learned, ...] = ("train", "val")
 
 # Raise when the code computes other features or other columns: cached tables of old code are then never read.
 EXAMPLES_VERSION = 1
@@ -61,7 +65,10 @@ def fingerprint(source: InputSettings, model: ModelSettings, weights_sha256: str
 
 @dataclass(frozen=True)
 class Examples:
-    """N examples in plan order. `slots` is an example's row in its shard's table, live rows only."""
+    """N examples of the splits `train` and `val`, in plan order. `slots` is an example's row in its shard's table, live rows only.
+
+    Of all splits there is no more than `label_counts`: how many images of each have which label.
+    """
 
     shards: tuple[Shard, ...]
     shard_numbers: npt.NDArray[np.int64]
@@ -72,8 +79,10 @@ class Examples:
     leaked: int
     without_label: int
     unreadable: int
+    label_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    groups: list[str] = field(default_factory=list)  # those of one group never part; without groups: the content's hash
 
-    def of(self, split: str) -> Indices:
+    def of(self, split: Learned) -> Indices:
         """Return the examples of one split that have a label."""
         chosen = [
             i
@@ -103,20 +112,28 @@ def load_examples(
     merged = pa.concat_tables(tables) if tables else examples_schema(0, multi_label).empty_table()
     hashes = merged["content_hash"].to_pylist()
     labels = _label_sets(merged) if multi_label else merged["label"].to_pylist()
-    splits = [
-        given or split_of(group or content, settings)
-        for given, group, content in zip(merged["split"].to_pylist(), merged["group"].to_pylist(), hashes, strict=True)
-    ]
+    groups = [group or content for group, content in zip(merged["group"].to_pylist(), hashes, strict=True)]
+    splits = [given or split_of(key, settings) for given, key in zip(merged["split"].to_pylist(), groups, strict=True)]
     twins = leaked(hashes, splits)
     for i in twins:
         splits[i] = "leaked"
     sizes = [table.num_rows for table in tables]
+    numbers = np.repeat(np.arange(len(tables)), sizes)
+    slots = np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64)
+    chosen = [i for i, split in enumerate(splits) if split in LEARNED]
     return Examples(
-        tuple(shards),
-        np.repeat(np.arange(len(tables)), sizes),
-        np.concatenate([np.arange(size) for size in sizes]) if sizes else np.empty(0, np.int64),
-        hashes, labels, splits, len(twins), Counter(labels)[None], sum(shard.num_images for shard in shards) - merged.num_rows,
+        tuple(shards), numbers[chosen], slots[chosen],
+        [hashes[i] for i in chosen], [labels[i] for i in chosen], [splits[i] for i in chosen],
+        len(twins), Counter(labels)[None], sum(shard.num_images for shard in shards) - merged.num_rows,
+        _label_counts(splits, labels), [groups[i] for i in chosen],
     )  # fmt: skip
+
+
+def _label_counts(splits: Sequence[str], labels: Sequence[Label]) -> dict[str, Counter[str]]:
+    counts: dict[str, Counter[str]] = {split: Counter() for split in splits}
+    for split, label in zip(splits, labels, strict=True):
+        counts[split].update(names_in(label))
+    return counts
 
 
 def _label_sets(table: pa.Table) -> list[Label]:

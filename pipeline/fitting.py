@@ -15,15 +15,19 @@ from pipeline.augmentation import Augmenter
 from pipeline.bundle import seal
 from pipeline.checkpoints import Checkpoints
 from pipeline.classes import Classes
+from pipeline.curves import Curves
 from pipeline.documents import Document, encode
 from pipeline.engine import normalize
 from pipeline.errors import ModelError
 from pipeline.examples import Examples, load_examples
+from pipeline.folds import fold_of
 from pipeline.heads import has_linear_head, head_of, last_layers, replace_head
+from pipeline.lanes import Indices
 from pipeline.loading import Inputs, Pictures, ShardCache, encoded_reader, feature_reader, pixel_reader
 from pipeline.logits import Meaning
 from pipeline.manifest import Architecture, Manifest
-from pipeline.patience import best_epoch
+from pipeline.overfitting import overfitting
+from pipeline.patience import sealed_epoch
 from pipeline.pretrained import load_pretrained
 from pipeline.processors import cpu_info, has_bf16, vector_flags
 from pipeline.pulse import Pulse
@@ -66,6 +70,46 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
         Makes gradients average over the workers; the identity for one worker.
     """
     store = open_storage(task.store, task.storage)
+    lesson = prepare(task, store, seat, wrap, pulse, threads)
+    trainee, course = lesson.trainee, lesson.course
+    checkpoints = Checkpoints(store, task.run_key, task.train.keep_checkpoints)
+    curves = Curves(store, task.started_at, pulse)
+    history = train(
+        trainee, course, seat, checkpoints, pulse, lambda epochs: curves.write(layout.training(task.run_key), epochs)
+    )
+    pulse.beat()  # what follows has the whole of `train.stall_s`
+    answers = _final(trainee, course, seat, pulse)  # of all workers, and so asked of all
+    if seat.rank:
+        return None
+    temperature, thresholds = _calibrated(answers, course)
+    weights = _weights(task, lesson.net, lesson.trained)
+    version = seal(store, task.model.name, lesson.architecture, weights, temperature, thresholds)
+    sealed, folder = sealed_epoch(history, task.train.early_stopping), layout.bundle(task.model.name, version)
+    result = {
+        "version": version, "run_key": task.run_key, "dataset": task.dataset, "started_at": task.started_at,
+        "history": history, "num_train": course.num_train, "num_val": len(course.val),
+        "workers": seat.world, "sealed_epoch": sealed,
+        "overfitting": overfitting(history, sealed),
+    }  # fmt: skip
+    curves.write(folder, history)
+    store.write(f"{folder}/training.json", encode(result))
+    checkpoints.finish(result)
+    return result
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one worker needs to train: the network, the part of it that learns, and the course."""
+
+    net: nn.Module
+    architecture: Architecture
+    trained: nn.Module
+    trainee: Trainee
+    course: Course
+
+
+def prepare(task: TrainTask, store: Storage, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1) -> Lesson:
+    """Read the examples and build the network that a worker trains; a network that cannot be trained so is refused."""
     start = start_network(task, store)
     net, architecture = start.net, start.architecture
     trained, trainee = _trainee(task, net, architecture.transforms, seat, wrap)
@@ -77,21 +121,7 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
         pulse.warn(
             "precision: this processor emulates bfloat16, which is slower than train.precision: fp32 and no more accurate"
         )
-    checkpoints = Checkpoints(store, task.run_key, task.train.keep_checkpoints)
-    history = train(trainee, course, seat, checkpoints, pulse)
-    pulse.beat()  # what follows has the whole of `train.stall_s`
-    temperature, thresholds = _calibrated(trainee, course, seat, pulse)
-    if seat.rank:
-        return None
-    version = seal(store, task.model.name, architecture, _weights(task, net, trained), temperature, thresholds)
-    result = {
-        "version": version, "run_key": task.run_key, "dataset": task.dataset, "started_at": task.started_at,
-        "history": history, "num_train": course.num_train, "num_val": len(course.val),
-        "workers": seat.world, "sealed_epoch": _sealed_epoch(history, task.train),
-    }  # fmt: skip
-    store.write(f"{layout.bundle(task.model.name, version)}/training.json", encode(result))
-    checkpoints.finish(result)
-    return result
+    return Lesson(net, architecture, trained, trainee, course)
 
 
 @dataclass(frozen=True)
@@ -177,11 +207,19 @@ def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Cour
         augmenter = Augmenter(task.train.augment, architecture.transforms, task.input.max_pixels, task.seed)
         encoded = ShardCache(task.shards, encoded_reader(store, task), budget)
         inputs = replace(inputs, pictures=Pictures(encoded, augmenter, threads))
-    val = examples.of("val")
-    train_by_shard, val = examples.by_shard(examples.of("train")), val
-    if isinstance(targets, np.ndarray):
-        val = val[targets[val] >= 0]
-    return Course(inputs, train_by_shard, val, len(architecture.classes), task.train, task.seed, start.fresh_head)
+    learnt, val = _chosen(task, examples)
+    if isinstance(targets, np.ndarray):  # of what is held out, and so learnt in other folds, training may know no class
+        learnt, val = learnt[targets[learnt] >= 0], val[targets[val] >= 0]
+    return Course(
+        inputs, examples.by_shard(learnt), val, len(architecture.classes), task.train, task.seed, start.fresh_head
+    )
+
+
+def _chosen(task: TrainTask, examples: Examples) -> tuple[Indices, Indices]:
+    """Return the examples to learn from and to validate on."""
+    if task.fold is None or task.train.folds is None:
+        return examples.of("train"), examples.of("val")
+    return fold_of(examples, task.train.folds, task.fold, task.seed)
 
 
 def _targets(examples: Examples, classes: Classes, multi_label: bool) -> npt.NDArray[np.int64] | LabelMatrix:
@@ -192,20 +230,26 @@ def _targets(examples: Examples, classes: Classes, multi_label: bool) -> npt.NDA
     return np.array([-1 if index is None else index for index in found], np.int64)
 
 
-def _calibrated(trainee: Trainee, course: Course, seat: Seat, pulse: Pulse) -> tuple[float, tuple[float, ...] | None]:
-    """Return the temperature and, of a multi-label model, the thresholds, fitted on the validation images."""
+def _final(trainee: Trainee, course: Course, seat: Seat, pulse: Pulse) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Return logits and targets of the validation images by the weights that are sealed, None without such images."""
     if not len(course.val):
-        return 1.0, (DEFAULT,) * course.num_classes if course.multi_label else None
-    logits, truth = (
-        answers.numpy()
-        for answers in final_answers(
-            trainee, course.inputs, course.val, course.num_classes, course.settings.batch_size, seat, pulse
-        )
-    )
+        return None
+    size = course.settings.batch_size
+    return final_answers(trainee, course.inputs, course.val, course.num_classes, size, seat, pulse)
+
+
+def _calibrated(
+    answers: tuple[torch.Tensor, torch.Tensor] | None, course: Course
+) -> tuple[float, tuple[float, ...] | None]:
+    """Return the temperature and, of a multi-label model, the thresholds, fitted on the validation images."""
+    unfitted = (DEFAULT,) * course.num_classes
+    if answers is None:
+        return 1.0, unfitted if course.multi_label else None
+    logits, truth = (values.numpy() for values in answers)
     temperature = fit_temperature(logits, truth)
     if not course.multi_label:
         return temperature, None
-    everything = Meaning(course.num_classes, temperature, (DEFAULT,) * course.num_classes)
+    everything = Meaning(course.num_classes, temperature, unfitted)
     return temperature, fit_thresholds(everything.probabilities(logits).astype(np.float32), truth)
 
 
@@ -220,7 +264,3 @@ def _has_bf16(seat: Seat) -> bool:
     if torch.device(seat.device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     return has_bf16(vector_flags(cpu_info()))
-
-
-def _sealed_epoch(history: list[Document], settings: TrainSettings) -> int:
-    return best_epoch(history) + 1 if settings.early_stopping is not None else len(history)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from pipeline.corruptions import by_name
 from pipeline.documents import Document
 from pipeline.errors import ModelError, NightshiftError
 from pipeline.images import decode
@@ -28,9 +29,10 @@ from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.tables import read_schema, read_table
+from pipeline.transforms import Pixels, transforms_from_json
 
 PICTURES, QUARANTINE_ROWS, FILES_LOOKED_AT = 12, 50, 200
-THUMBNAIL_PX = 160
+THUMBNAIL_PX, SPOILT_PX = 160, 112
 CLASSES_SHOWN = 5  # of an image
 
 Ledger = list[tuple[Shard, LedgerEntry]]
@@ -53,10 +55,11 @@ def gather(store: Storage, run: Document, source: InputSettings, storage: Storag
         quarantine=tuple(islice(_rejected(store, ledger), QUARANTINE_ROWS)),
         quarantine_reasons=tuple(sum((Counter(entry.reasons) for _, entry in ledger), Counter()).most_common()),
         evaluation=evaluation,
-        history=tuple(training["history"]) if training else (),
+        training=training,
         least_confident=tuple(pictures.of_prediction(row) for row in least),
         most_confident=tuple(pictures.of_prediction(row) for row in most),
         misclassified=tuple(pictures.of_mistake(row) for row in (evaluation or {}).get("misclassified", [])[:PICTURES]),
+        spoilt=tuple(pictures.spoilt(run["robustness"], store, model, version)) if run.get("robustness") else (),
     )
 
 
@@ -125,6 +128,10 @@ def _confidence(row: dict[str, Any]) -> float:
     return float(row["confidence"])
 
 
+# An image, or a model, that is gone or changed meanwhile; the last three: another table by now.
+UNREADABLE = (NightshiftError, pa.ArrowException, LookupError, ValueError)
+
+
 class _Pictures:
     """Makes thumbnails; an image that is gone or changed meanwhile has none."""
 
@@ -142,12 +149,41 @@ class _Pictures:
         truth, said = (", ".join(row[key]) or "no label" for key in ("label", "predicted"))  # of a multi-label image
         return Thumbnail(*image, (), truth, said)
 
+    def spoilt(
+        self, robustness: Document, store: Storage, model: str, version: str
+    ) -> Iterator[tuple[str, tuple[Thumbnail, ...]]]:
+        """Yield the example with each corruption, as the model was given it."""
+        example = robustness["example"]
+        try:
+            transforms = transforms_from_json(read_bundle_document(store, model, version)["transforms"])
+            clean = transforms.pixels(
+                decode(self._reader.read_one(example["uri"]), transforms.color, self._max_pixels).image
+            )
+        except UNREADABLE:
+            return
+        for row in robustness["corruptions"]:
+            corruption, said = by_name()[row["name"]], example["said"][row["name"]]
+            pictures = (_as_uri(corruption(clean, severity, example["key"])) for severity in robustness["severities"])
+            yield (
+                row["name"],
+                tuple(
+                    Thumbnail(row["name"], picture, "", (), example["label"], words)
+                    for picture, words in zip(pictures, said, strict=True)
+                ),
+            )
+
     def _data_uri(self, uri: str) -> str:
         try:
             image = decode(self._reader.read_one(uri), "RGB", self._max_pixels).image
-        except (NightshiftError, pa.ArrowException, LookupError, ValueError):  # the last three: another table by now
+        except UNREADABLE:
             return ""
         return thumbnail(image)
+
+
+def _as_uri(pixels: Pixels) -> str:
+    image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
+    image.thumbnail((SPOILT_PX, SPOILT_PX))
+    return thumbnail(image)
 
 
 def thumbnail(image: Image.Image) -> str:

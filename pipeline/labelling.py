@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline.batches import Batch, Decoder, Result, decoded_batches, decoder
 from pipeline.budget import Budget
 from pipeline.calibration import NUM_PHOTOS, photos_of
+from pipeline.classes import Classes
 from pipeline.counts import Counts
 from pipeline.engines import EXACT, Choice, open_engine
 from pipeline.errors import ImageError, ModelError
@@ -111,6 +112,11 @@ class Labeller:
         """Label and commit one shard, in batches halved so often: memory ran out with larger ones."""
         task = replace(self._task, label=self._task.label.halved(halvings))
         return label_shard(shard, task, self._store, self._reader, self.predictor(shard), self._budget)
+
+    @property
+    def classes(self) -> Classes:
+        """What the model can say."""
+        return self._manifest.architecture.classes
 
     def predictor(self, shard: Shard) -> Predictor:
         """Return what answers; a model that has no photos to compare engines with takes the shard's first."""

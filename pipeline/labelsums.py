@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from pipeline.metrics import wilson
+from pipeline.intervals import wilson
 from pipeline.precisions import Known, average_precisions, mean_average_precision
+from pipeline.sureness import Sureness
 from pipeline.truths import ABSENT, PRESENT, UNKNOWN
 
 Probabilities = npt.NDArray[np.float32]
@@ -29,6 +31,7 @@ class LabelSums:
     quarantined: int = 0
     unknown_labels: Counter[str] = field(default_factory=Counter)
     misclassified: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[pa.Table] = field(default_factory=list)
 
     @property
     def num_images(self) -> int:
@@ -41,6 +44,7 @@ class LabelSums:
         self.quarantined += other.quarantined
         self.unknown_labels.update(other.unknown_labels)
         self.misclassified += other.misclassified
+        self.rows += other.rows
         return self
 
 
@@ -48,7 +52,8 @@ def summarize_labels(sums: LabelSums, names: Sequence[str], thresholds: Sequence
     """Return the figures of an evaluation as a JSON object.
 
     `map` is the mean average precision over the classes that occur; `exact` the share of images whose labels are all
-    right; `top1` that of images whose best class is one of theirs; `loss` the mean binary cross entropy.
+    right; `top1` that of images whose best class is one of theirs; `loss` the mean binary cross entropy. `calibration` is of
+    each class of each image by itself, `coverage` of images by their best class, right when all their labels are.
     """
     probabilities, known = np.concatenate(sums.probabilities), np.concatenate(sums.known)
     said = probabilities >= np.asarray(thresholds)
@@ -57,6 +62,9 @@ def summarize_labels(sums: LabelSums, names: Sequence[str], thresholds: Sequence
     wrong = (said != (known == PRESENT)) & (known != UNKNOWN)
     total, top1 = len(known), int(_best_is_right(probabilities, known).sum())
     scores = [row["f1"] for row in classes if row["f1"] is not None]
+    pairs, images = Sureness(), Sureness()
+    pairs.add(probabilities[known != UNKNOWN], (known == PRESENT)[known != UNKNOWN])
+    images.add(probabilities.max(axis=1), ~wrong.any(axis=1))
     return {
         "task": "multi_label",
         "num_images": total,
@@ -68,6 +76,8 @@ def summarize_labels(sums: LabelSums, names: Sequence[str], thresholds: Sequence
         "interval95": list(wilson(top1, total)),
         "loss": _loss(probabilities, known),
         "per_class": classes,
+        "calibration": pairs.calibration(),
+        "coverage": images.coverage(),
         "quarantined": sums.quarantined,
         "unknown_labels": dict(sorted(sums.unknown_labels.items())),
         "num_misclassified": int(wrong.any(axis=1).sum()),

@@ -90,6 +90,16 @@ def training(run_key: str) -> str:
     return f"trainings/{run_key}"
 
 
+def trial(run_key: str, trial_id: str) -> str:
+    """Path of the record of one trial of a tuning."""
+    return f"{training(run_key)}/trials/{trial_id}.json"
+
+
+def tuning(run_key: str) -> str:
+    """Path of what a tuning found."""
+    return f"{training(run_key)}/tuning.json"
+
+
 def bundle(model: str, version: str) -> str:
     """Folder of one sealed bundle."""
     return f"models/{model}/{version}"
@@ -103,6 +113,21 @@ def published_weights(name: str) -> str:
 def production(model: str) -> str:
     """Folder of the pointer to the version that labels tonight."""
     return f"models/{model}/production"
+
+
+def evaluation(dataset: str, rows: str, judged: str) -> str:
+    """Path, without its suffix, of the figures (.json) and rows (.parquet) of a version on some rows."""
+    return f"evaluations/{dataset}/{rows}/{judged}"
+
+
+def looks(dataset: str, test_set: str) -> str:
+    """Folder of all looks at a test set."""
+    return f"looks/{dataset}/{test_set}"
+
+
+def look(dataset: str, test_set: str, judged: str) -> str:
+    """Path of the one look that a version (`name@version`) has at a test set."""
+    return f"{looks(dataset, test_set)}/{judged}.json"
 
 
 def run(run_id: str) -> str:

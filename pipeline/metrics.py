@@ -1,17 +1,27 @@
 """Judging predictions by sums and counts: they add up over batches and workers, and become means on the last line only."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from pipeline.intervals import wilson
 from pipeline.sureness import Sureness
 
-Z95 = 1.959963984540054  # 97.5 % quantile of the normal distribution
+MOST_PAIRS = 20
+
+
+class Verdict(NamedTuple):
+    """What a model said of one image; `rank` counts the classes that are likelier than the truth."""
+
+    predicted: int
+    confidence: float
+    probability: float  # of the truth
+    rank: int
 
 
 @dataclass
@@ -27,20 +37,23 @@ class Sums:
     unknown_labels: Counter[str] = field(default_factory=Counter)
     misclassified: list[dict[str, Any]] = field(default_factory=list)
     sureness: Sureness = field(default_factory=Sureness)
+    rows: list[pa.Table] = field(default_factory=list)
 
-    def add(self, log_probabilities: npt.NDArray[np.float64], targets: Sequence[int]) -> list[int]:
-        """Count predictions [B, K] against their classes; return the predicted ones. Ties go to the lower index."""
-        predicted = []
+    def add(self, log_probabilities: npt.NDArray[np.float64], targets: Sequence[int]) -> list[Verdict]:
+        """Count predictions [B, K] against their classes; return a verdict on each. Ties go to the lower index."""
+        verdicts = []
         for row, target in zip(log_probabilities, targets, strict=True):
             better = int((row > row[target]).sum() + (row[:target] == row[target]).sum())
-            predicted.append(int(row.argmax()))
-            self.sureness.add(float(np.exp(row[predicted[-1]])), predicted[-1] == target)
+            predicted = int(row.argmax())
+            verdict = Verdict(predicted, float(np.exp(row[predicted])), float(np.exp(row[target])), better)
+            self.sureness.add(np.array([verdict.confidence]), np.array([predicted == target]))
             self.num_images += 1
             self.top1 += better < 1
             self.top5 += better < 5
             self.loss -= float(row[target])
-            self.pairs[target, predicted[-1]] += 1
-        return predicted
+            self.pairs[target, predicted] += 1
+            verdicts.append(verdict)
+        return verdicts
 
     def __iadd__(self, other: "Sums") -> "Sums":
         self.num_images += other.num_images
@@ -52,22 +65,8 @@ class Sums:
         self.quarantined += other.quarantined
         self.unknown_labels.update(other.unknown_labels)
         self.misclassified += other.misclassified
+        self.rows += other.rows
         return self
-
-
-def wilson(right: int, total: int, z: float = Z95) -> tuple[float, float]:
-    """Return the Wilson score interval of a proportion, (0, 1) for no trials.
-
-    Notes
-    -----
-    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927).
-    """
-    if not total:
-        return 0.0, 1.0
-    p, zz = right / total, z * z / total
-    middle = (p + zz / 2) / (1 + zz)
-    half = z / (1 + zz) * math.sqrt(p * (1 - p) / total + zz / (4 * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def per_class(pairs: Counter[tuple[int, int]], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -99,6 +98,18 @@ def per_class(pairs: Counter[tuple[int, int]], names: Sequence[str]) -> list[dic
     return rows
 
 
+def confused(pairs: Counter[tuple[int, int]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the most frequent mistakes: the true class, what it is taken for, how often, and the share of its images."""
+    support: Counter[int] = Counter()
+    for (truth, _), count in pairs.items():
+        support[truth] += count
+    wrong = sorted((-count, truth, guess) for (truth, guess), count in pairs.items() if truth != guess and count)
+    return [
+        {"label": names[truth], "predicted": names[guess], "num_images": -count, "share": -count / support[truth]}
+        for count, truth, guess in wrong[:MOST_PAIRS]
+    ]
+
+
 def summarize(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
     """Return the figures of an evaluation as a JSON object: the only place where sums become means."""
     total = sums.num_images
@@ -112,6 +123,7 @@ def summarize(sums: Sums, names: Sequence[str]) -> dict[str, Any]:
         "per_class": per_class(sums.pairs, names),
         "calibration": sums.sureness.calibration(),
         "coverage": sums.sureness.coverage(),
+        "confused": confused(sums.pairs, names),
         "confusion": [[truth, guess, count] for (truth, guess), count in sorted(sums.pairs.items())],
         "quarantined": sums.quarantined,
         "unknown_labels": dict(sorted(sums.unknown_labels.items())),

@@ -6,12 +6,12 @@ from any network and runs no script: its own content security policy forbids bot
 
 import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
@@ -45,10 +45,11 @@ class PageData:
     quarantine: tuple[Row, ...]
     quarantine_reasons: tuple[tuple[str, int], ...]
     evaluation: Row | None
-    history: tuple[Row, ...]
+    training: Row | None
     least_confident: tuple[Thumbnail, ...]
     most_confident: tuple[Thumbnail, ...]
     misclassified: tuple[Thumbnail, ...]
+    spoilt: tuple[tuple[str, tuple[Thumbnail, ...]], ...] = ()  # of one image: corruption, its severities
 
 
 def render(data: PageData) -> str:
@@ -75,13 +76,12 @@ def environment() -> Environment:
         moment,
         speak,
         matrix,
-        confused_pairs,
         class_rows,
         flat,
         spoken_counts,
     )
     made.filters.update({function.__name__: function for function in filters})
-    made.globals.update(ticks=ticks, scale=scale, curves=curves)
+    made.globals.update(ticks=ticks, scale=scale, curves=curves, tried=tried)
     made.globals.update(MAX_MATRIX_CLASSES=MAX_MATRIX_CLASSES, MAX_BARS=MAX_BARS, MAX_LISTED=MAX_LISTED)
     return made
 
@@ -169,16 +169,6 @@ def matrix(evaluation: Row) -> list[tuple[str, int, list[tuple[int, float]]]]:
     ]
 
 
-def confused_pairs(evaluation: Row) -> list[tuple[str, str, int, float]]:
-    """List the most frequent mistakes as (truth, prediction, count, share of the truth's images), worst first."""
-    confusion, classes = evaluation.get("confusion", ()), evaluation.get("classes", ())
-    support: Counter[int] = Counter()
-    for true, _, count in confusion:
-        support[true] += count
-    wrong = sorted((row for row in confusion if row[0] != row[1]), key=lambda row: -row[2])[:MAX_LISTED]
-    return [(classes[true], classes[other], count, count / max(support[true], 1)) for true, other, count in wrong]
-
-
 def class_rows(evaluation: Row) -> list[Row]:
     """List the per-class scores in class order, or only the lowest by F1 where there are too many to read."""
     rows = list(evaluation.get("per_class", ()))
@@ -200,7 +190,7 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
     return lambda value: round(start + (end - start) * ((value - low) / (high - low) if high > low else 0.5), 1)
 
 
-def curves(history: tuple[Row, ...]) -> list[tuple[str, dict[str, list[tuple[float, float]]]]]:
+def curves(history: Sequence[Row]) -> list[tuple[str, dict[str, list[tuple[float, float]]]]]:
     """List per quantity its title and its lines of (epoch, value); what was never measured has no line and no chart."""
     charts = []
     for title, quantity in (("Loss", "loss"), ("Accuracy", "top1"), ("Mean average precision", "map")):
@@ -211,3 +201,44 @@ def curves(history: tuple[Row, ...]) -> list[tuple[str, dict[str, list[tuple[flo
         }
         charts.append((title, {name: line for name, line in lines.items() if line}))
     return [(title, lines) for title, lines in charts if lines]
+
+
+def tried(tuning: Row) -> list[tuple[str, list[tuple[float, str]], list[tuple[float, float, Row]]]]:
+    """List for each number that was tuned its key, marks on its axis (place, name), and its trials as (place, score, trial).
+
+    Places run from 0 to 1. Scores far worse than most are drawn at the edge: one that diverged would flatten all others.
+    """
+    scored = [trial for trial in tuning["trials"] if is_number(trial.get("score"))]
+    lower_is_better = tuning["metric"] == "val_loss"
+    worst = _worst_drawn([trial["score"] for trial in scored], lower_is_better)
+    charts = []
+    for key, domain in tuning["space"].items():
+        if isinstance(domain, dict) and scored:
+            place = partial(_place, domain)
+            points = [
+                (place(trial["values"][key]), (min if lower_is_better else max)(trial["score"], worst), trial)
+                for trial in scored
+            ]
+            charts.append((key, [(place(mark), f"{mark:g}") for mark in _marks(domain)], points))
+    return charts
+
+
+def _place(domain: Row, value: float) -> float:
+    low, high, at = (math.log(v) if domain["log"] else v for v in (domain["min"], domain["max"], value))
+    return (at - low) / (high - low)
+
+
+def _marks(domain: Row) -> list[float]:
+    low, high = domain["min"], domain["max"]
+    if not domain["log"]:
+        return [mark for mark in ticks(low, high, 4) if low <= mark <= high]
+    decades = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+    return decades[:: max(1, len(decades) // 4)] or [low, high]
+
+
+def _worst_drawn(scores: Sequence[float], lower_is_better: bool) -> float:
+    """Return the score beyond which points are drawn at the edge: as far behind the middle as the best is ahead, three times."""
+    if not scores:
+        return 0.0
+    best, middle = (min if lower_is_better else max)(scores), median(scores)
+    return middle + 3 * (middle - best)

@@ -13,3 +13,8 @@ def best_epoch(history: Sequence[Document]) -> int:
 def is_over(history: Sequence[Document], patience: int | None) -> bool:
     """Return whether so many epochs have gone without a lower validation loss."""
     return patience is not None and len(history) - 1 - best_epoch(history) >= patience
+
+
+def sealed_epoch(history: Sequence[Document], patience: int | None) -> int:
+    """Return the number of the epoch whose weights are sealed: the last one, or with early stopping the best."""
+    return best_epoch(history) + 1 if patience is not None else len(history)

@@ -73,6 +73,13 @@ def versions(storage: Storage, model: str) -> list[str]:
     return sorted(path.removesuffix("/bundle.json") for path in paths if path.endswith("/bundle.json"))
 
 
+def newest_training(storage: Storage, model: str) -> str | None:
+    """Return the version whose training began last, None when none was trained."""
+    trained = [(version, read_beside(storage, model, version, "training.json")) for version in versions(storage, model)]
+    starts = [(document["started_at"], version) for version, document in trained if document]
+    return max(starts)[1] if starts else None
+
+
 def read_bundle_document(storage: Storage, model: str, version: str) -> Document:
     """Return bundle.json; ModelError when there is none, or of a format that this version cannot read."""
     try:

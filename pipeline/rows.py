@@ -28,7 +28,7 @@ from pipeline.refusals import printable
 from pipeline.rowgroups import Group, GroupReader
 from pipeline.settings import InputSettings, StorageSettings
 from pipeline.shards import Segment, Shard
-from pipeline.sources import check_columns, is_parquet, open_source, read_csv, refuse_columns
+from pipeline.sources import PASSED, check_columns, is_parquet, open_source, read_csv, refuse_columns
 from pipeline.splits import SPLITS, split_name
 from pipeline.storage import join
 
@@ -77,8 +77,10 @@ class ShardReader:
         storage: StorageSettings,
         columns: Sequence[str] = (),
         buffer_bytes: int = BUFFER_BYTES,
+        named_by: str = PASSED,
     ) -> None:
         self._settings, self._storage, self._passed, self._buffer_bytes = settings, storage, columns, buffer_bytes
+        self._named_by = named_by
         self._folder, _ = open_source(settings, storage)
         self._last_csv: tuple[tuple[str, str], pa.Table] | None = None
         self._matched: dict[
@@ -198,7 +200,7 @@ class ShardReader:
             location = self._location(segment)
             with self._folder.open(*key) as handle:
                 table = read_csv(handle, location)
-            check_columns(table.schema, self._settings, location, self._columns_of_tables(segment))
+            check_columns(table.schema, self._settings, location, self._columns_of_tables(segment), self._named_by)
             self._last_csv = last = key, table
         return last[1].slice(segment.first_row, segment.num_rows)
 
@@ -217,7 +219,7 @@ class ShardReader:
         location = self._location(segment)
         file = GroupReader(handle, location, self._buffer_bytes)
         # Again: the plan checked the columns that the config named then, and only in files that were new then.
-        check_columns(file.schema, self._settings, location, self._columns_of_tables(segment))
+        check_columns(file.schema, self._settings, location, self._columns_of_tables(segment), self._named_by)
         return file
 
     def _location(self, segment: Segment) -> str:

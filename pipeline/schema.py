@@ -58,6 +58,42 @@ def quarantine_schema(id_type: pa.DataType, extra: Iterable[pa.Field] = ()) -> p
     )
 
 
+def judged_schema(extra: Iterable[pa.Field] = (), multi_label: bool = False) -> pa.Schema:
+    """Return the schema of an evaluation's rows; `extra` are columns of the input."""
+    found = (
+        [
+            ("labels", pa.list_(pa.string())),  # those of the truth that the model knows
+            ("absent", pa.list_(pa.string())),  # known not to be there; null: all others
+            ("predicted", pa.list_(pa.string())),  # all that are said
+            ("confidence", pa.float64()),  # of the likeliest class
+            ("probabilities", pa.list_(pa.float32())),  # of every class
+        ]
+        if multi_label
+        else [
+            ("label", pa.string()),  # the truth
+            ("class_index", pa.int32()),
+            ("predicted", pa.string()),
+            ("predicted_index", pa.int32()),
+            ("confidence", pa.float64()),  # of what is predicted
+            ("probability", pa.float64()),  # of the truth
+            ("rank", pa.int32()),  # how many classes are likelier than the truth
+        ]
+    )
+    return pa.schema(
+        [
+            ("image_id", pa.string()),
+            ("uri", pa.string()),
+            ("segment", pa.string()),
+            ("position", pa.int64()),  # row in the whole file
+            *found,
+            ("errors", pa.int32()),  # how many mistakes: 0 is right
+            *((field.name, field.type) for field in extra),
+        ],
+        metadata={"nightshift.schema": f"judged/{SCHEMA_VERSION}"},
+    )
+
+
+JUDGED_COLUMNS = frozenset((*judged_schema().names, *judged_schema(multi_label=True).names))
 OWN_COLUMNS = frozenset(
     (*prediction_schema(pa.string(), embedding_size=1, multi_label=True).names, *quarantine_schema(pa.string()).names)
 )

@@ -1,6 +1,6 @@
 """One worker's place among those that train together."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -27,3 +27,9 @@ class Seat:
         """Return rank 0's tensor, on every worker."""
         mine = tensor.detach().to(self.device, copy=True)
         return self.reduce(mine if self.rank == 0 else torch.zeros_like(mine))
+
+    def share(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give every worker rank 0's values of these tensors, in place."""
+        with torch.no_grad():
+            for tensor in tensors if self.world > 1 else ():
+                tensor.copy_(self.from_first(tensor))

@@ -19,6 +19,7 @@ from pipeline.storage import Entry, Storage, join, open_storage, scheme_of
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 CSV_BLOCK_BYTES = 16 << 20  # no row may be longer
+PASSED = "label.columns"  # the key that names columns to pass through
 SUFFIXES = {"parquet": (".parquet", ".pq"), "csv": (".csv",), "images": IMAGE_SUFFIXES}
 
 
@@ -121,10 +122,10 @@ def _check_name(entry: Entry, url: str) -> None:
         raise InputError(f"{printable(url)}: the file name {entry.path!a} is not UTF-8; rename or remove it") from error
 
 
-def refuse_columns(settings: InputSettings, columns: Sequence[str] = ()) -> None:
+def refuse_columns(settings: InputSettings, columns: Sequence[str] = (), named_by: str = PASSED) -> None:
     """Raise InputError when the config names columns, and the input is a folder of images, which has none."""
     named = [(f"input.{key}", getattr(settings, key)) for key in COLUMN_TYPES if getattr(settings, key)]
-    named += [("input.filter", p[0]) for p in settings.filter] + [("label.columns", name) for name in columns]
+    named += [("input.filter", p[0]) for p in settings.filter] + [(named_by, name) for name in columns]
     for key, name in named:
         raise InputError(
             f"{printable(settings.url)} is a folder of images, and {key} names a column ({name!r}); loose images have none: their id is "
@@ -256,8 +257,10 @@ def _ends_in_quotes(table: pa.Table, data: bytes) -> bool:
     return data.endswith((b',"' + value, b'\n"' + value))
 
 
-def check_columns(schema: pa.Schema, settings: InputSettings, location: str, columns: Sequence[str] = ()) -> None:
-    """Raise InputError unless the columns that the config names exist with a usable type."""
+def check_columns(
+    schema: pa.Schema, settings: InputSettings, location: str, columns: Sequence[str] = (), named_by: str = PASSED
+) -> None:
+    """Raise InputError unless the columns that the config names exist with a usable type; `columns` are named by a key of it."""
     if not settings.image_column and not settings.uri_column:
         candidates = [f.name for f in schema if is_image_type(f.type)] or schema.names
         raise InputError(
@@ -274,7 +277,7 @@ def check_columns(schema: pa.Schema, settings: InputSettings, location: str, col
         kind = _field(schema, predicate[0], "input.filter", location).type
         matching(pa.nulls(0, kind), predicate)
     for name in columns:
-        _field(schema, name, "label.columns", location)
+        _field(schema, name, named_by, location)
 
 
 def _field(schema: pa.Schema, name: str, key: str, location: str) -> pa.Field:

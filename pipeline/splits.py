@@ -1,8 +1,7 @@
 """Who trains and who judges: a stable hash of content or group, so that no image ever changes sides."""
 
 import hashlib
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pipeline.settings import SplitSettings
 
@@ -37,10 +36,7 @@ def leaked(content_hashes: Sequence[str], splits: Sequence[str]) -> list[int]:
     ]
 
 
-def missing(classes: Iterable[str], labels: Sequence[Iterable[str]], splits: Sequence[str]) -> dict[str, list[str]]:
+def missing(classes: Iterable[str], label_counts: Mapping[str, Mapping[str, int]]) -> dict[str, list[str]]:
     """Return, per split that has rows with labels, the classes without an example in it."""
-    seen: dict[str, set[str]] = defaultdict(set)
-    for names, split in zip(labels, splits, strict=True):
-        if names:
-            seen[split].update(names)
-    return {split: absent for split in seen if (absent := sorted(set(classes) - seen[split]))}
+    wanted = set(classes)
+    return {split: absent for split, seen in label_counts.items() if seen and (absent := sorted(wanted - seen.keys()))}

@@ -88,6 +88,11 @@ class Stepper:
         self.optimizer.step()
         return sums
 
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step, that of the head where the body has its own."""
+        return float(self.optimizer.param_groups[-1]["lr"])
+
     def _loss(self, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
         return summed_loss(logits, targets, self._settings.label_smoothing, self._weights)
 

@@ -21,10 +21,13 @@ class Sureness:
 
     bins: npt.NDArray[np.float64] = field(default_factory=_zeros)
 
-    def add(self, confidence: float, is_right: bool) -> None:
-        """Count one image. A confidence on the border of two bins belongs to the lower one."""
-        place = max(0, int(np.ceil(round(confidence * NUM_BINS, 9))) - 1)
-        self.bins[:, min(place, NUM_BINS - 1)] += (1, is_right, confidence)
+    def add(self, confidences: npt.NDArray[np.floating], right: npt.NDArray[np.bool_]) -> None:
+        """Count answers [B]. A confidence on the border of two bins belongs to the lower one."""
+        places = np.clip(np.ceil(np.round(confidences.astype(np.float64) * NUM_BINS, 9)) - 1, 0, NUM_BINS - 1).astype(
+            int
+        )
+        for row, weights in zip(self.bins, (np.ones(len(places)), right, confidences), strict=True):
+            row += np.bincount(places, weights, NUM_BINS)
 
     def __iadd__(self, other: "Sureness") -> "Sureness":
         self.bins = self.bins + other.bins

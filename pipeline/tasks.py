@@ -65,11 +65,25 @@ class TrainTask:
     classes: tuple[str, ...]
     run_key: str
     started_at: str
+    fold: int | None = None  # of `train.folds`: held out instead of the validation images
 
     @property
     def cached(self) -> bool:
         """Whether training reads features instead of images."""
         return self.train.mode == "head" and self.train.cache_features
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """Ask the model of a label task about spoilt pictures: some images of some splits, `input` with what is known of them."""
+
+    label: LabelTask
+    input: InputSettings
+    split: SplitSettings
+    splits: tuple[str, ...]
+    corruptions: tuple[str, ...]
+    severities: tuple[int, ...]
+    images_per_shard: int
 
 
 @dataclass(frozen=True)
@@ -86,3 +100,4 @@ class EvaluateTask:
     splits: tuple[str, ...]
     threads: int = 1
     builder: str = ""  # as in LabelTask
+    slices: tuple[str, ...] = ()

@@ -1,14 +1,13 @@
 """The training loop of one worker. It knows its part of each global batch and a `reduce`; not who the others are."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from pipeline.balance import balanced, class_weights
 from pipeline.checkpoints import Checkpoints
@@ -32,6 +31,7 @@ from pipeline.trainstate import SUMS, Position, agreed, capture, restore
 from pipeline.truths import LabelMatrix
 from pipeline.validation import MOST_NUMBERS, answered, joined
 
+Told = Callable[[list[Document]], None]
 # A loss that is so many times the first one's, or that of guessing, does not come back.
 EXPLODED = 100.0
 
@@ -88,7 +88,12 @@ class Course:
 
 
 def train(
-    trainee: Trainee, course: Course, seat: Seat, checkpoints: Checkpoints | None, pulse: Pulse
+    trainee: Trainee,
+    course: Course,
+    seat: Seat,
+    checkpoints: Checkpoints | None,
+    pulse: Pulse,
+    told: Told | None = None,
 ) -> list[Document]:
     """Train from the newest checkpoint, if any, to the last epoch.
 
@@ -96,13 +101,16 @@ def train(
     ----------
     pulse : Pulse
         Shows how far this worker is, as it goes; rank 0 begins with the examples that a checkpoint has behind it.
+    told : Callable[[list[Document]], None], optional
+        Told the records of all epochs so far after each of them, on rank 0.
 
     Returns
     -------
     list[Document]
-        One record per epoch: epoch, train_loss, train_top1, val_loss, val_top1, seconds; of multi-label images also val_map,
-        the mean average precision. Losses are means of the cross entropy per example; in training of the pictures as they
-        are learnt, augmented and mixed, while the weights move. top1: see `losses.right_answers`.
+        One record per epoch: epoch, train_loss, train_top1, val_loss, val_top1, learning_rate (the last step's, of the head),
+        seconds; of multi-label images also val_map, the mean average precision. Losses are means of the cross entropy per
+        example; in training of the pictures as they are learnt, augmented and mixed, while the weights move. top1: see
+        `losses.right_answers`.
 
     Raises
     ------
@@ -115,13 +123,20 @@ def train(
             "train.early_stopping looks at validation images, and there are none; give some (split.val, or a split column), or "
             "leave it out"
         )
-    return _Training(trainee, course, seat, checkpoints, pulse).run()
+    return _Training(trainee, course, seat, checkpoints, pulse, told if seat.rank == 0 else None).run()
 
 
 class _Training:
     def __init__(
-        self, trainee: Trainee, course: Course, seat: Seat, checkpoints: Checkpoints | None, pulse: Pulse
+        self,
+        trainee: Trainee,
+        course: Course,
+        seat: Seat,
+        checkpoints: Checkpoints | None,
+        pulse: Pulse,
+        told: Told | None,
     ) -> None:
+        self._told = told
         self._trainee, self._course, self._seat = trainee, course, seat
         self._checkpoints, self._pulse = checkpoints, pulse
         self._steps, settings = course.steps, course.settings
@@ -177,7 +192,7 @@ class _Training:
                 self._look()
                 self._stop()
             clock = perf_counter()
-        _share_buffers(module, self._seat)
+        self._seat.share(module.buffers())  # each has run BatchNorm's statistics over its own images
         self._close(self._look(), before - started)
         if self._stops.due(self._done):
             self._stop()
@@ -243,10 +258,13 @@ class _Training:
                 record |= self._validate()
             if not math.isfinite(record["val_loss"]):
                 raise self._diverged(f"the validation loss is {record['val_loss']:g}")
+        record["learning_rate"] = self._stepper.rate
         record["seconds"] = round(seconds + perf_counter(), 3)
         self._at = Position([*self._at.history, record], examples=self._at.examples, first_loss=self._at.first_loss)
         if self._seat.rank == 0:
             self._keeping.closed(self._at.history)
+        if self._told:
+            self._told(self._at.history)
         self._sums.zero_()
         self._at.sums = torch.zeros(self._seat.world, SUMS, dtype=torch.float64)
         self._compared = self._at.sums.sum(0)
@@ -299,13 +317,6 @@ def _first(batches: Iterable[Indices], count: int) -> Indices:
         if len(found) == count:
             break
     return found
-
-
-def _share_buffers(module: nn.Module, seat: Seat) -> None:
-    """Give all workers the buffers of rank 0, which are sealed: each has run BatchNorm's statistics over its own images."""
-    with torch.no_grad():
-        for buffer in module.buffers() if seat.world > 1 else ():
-            buffer.copy_(seat.from_first(buffer))
 
 
 def _means(name: str, sums: torch.Tensor) -> Document:

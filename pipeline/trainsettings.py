@@ -57,6 +57,9 @@ class TrainSettings(Section):
         None, gt=0, lt=1, description="decay of the weights' running average, which is sealed"
     )
     early_stopping: int | None = Field(None, gt=0, description="epochs without a lower validation loss; seals the best")
+    folds: int | None = Field(
+        None, ge=2, description="first cross-validate: so many trainings, each on all but its fold"
+    )
     balance: Literal["none", "sampling", "loss"] = Field(
         "none", description="rare classes: learnt more often, or weigh more"
     )

@@ -55,9 +55,7 @@ def final_answers(
 
     By rank 0's weights, which are sealed: the others have none of the best epoch's.
     """
-    with torch.no_grad():
-        for tensor in trainee.module.state_dict().values() if seat.world > 1 else ():
-            tensor.copy_(seat.from_first(tensor))
+    seat.share(trainee.module.state_dict().values())
     some = sampled(images, num_classes)
     shares = [logits for logits, _ in answered(trainee, inputs, some, batch_size, seat, pulse)]
     return joined(shares, len(some), num_classes, seat), torch.from_numpy(inputs.targets[some])

@@ -256,8 +256,9 @@ class Night:
         return plan
 
     def seal(
-        self, builder: str = "linear", seed: int = 0, change: Callable[[Any], None] | None = None, size_px: int = 8
-    ) -> str:
+        self, builder: str = "linear", seed: int = 0, change: Callable[[Any], None] | None = None, size_px: int = 8,
+        thresholds: tuple[float, ...] | None = None,
+    ) -> str:  # fmt: skip
         """Seal a model of ant, bee and cat with random weights, `change` applied to its network; return its version."""
         import torch
 
@@ -272,7 +273,7 @@ class Night:
         net = made.build()
         if change:
             change(net)
-        version = seal(self.store, "tiny", made, net.state_dict())
+        version = seal(self.store, "tiny", made, net.state_dict(), thresholds=thresholds)
         promote_first(self.store, "tiny", version, "2026-11-24T01:00:00+00:00")
         return version
 
@@ -518,7 +519,19 @@ def training_task() -> Callable[..., Any]:
         examples = load_examples(open_storage(str(store), storage), "images", name, shards, split)
         classes = classes_from_labels(name for i in examples.of("train") for name in names_in(examples.labels[i]))
         return TrainTask(
-            str(store), storage, source, split, network, settings, 0, "images", shards, name, classes.names, key, "now"
+            str(store),
+            storage,
+            source,
+            split,
+            network,
+            settings,
+            0,
+            "images",
+            shards,
+            name,
+            classes.names,
+            key,
+            "2026-11-24T00:00:00+00:00",
         )
 
     return make

@@ -24,3 +24,9 @@ def evaluate(night, config, split: str | None = None, run_id: str | None = None)
     run = Run("evaluate", config, run_id)
     execute(run, lambda current: work(current, split))
     return run.record
+
+
+def judge_with(night, config, version: str, split: str | None = None) -> dict:
+    """Run the command for one version; return the run's record."""
+    chosen = config.model.model_copy(update={"version": version})
+    return evaluate(night, config.model_copy(update={"model": chosen}), split)

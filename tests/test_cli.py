@@ -15,8 +15,12 @@ from pipeline.errors import StorageError
 SURFACE = {
     "demo": {"--folder", "--fresh"},
     "plan": {"--date"},
-    "train": {"--again"},
+    "train": {"--again", "--trial"},
+    "tune": set(),
     "evaluate": {"--split"},
+    "robustness": {"--split"},
+    "promote": set(),
+    "rollback": set(),
     "label": {"--image", "--retry-quarantined", "--date", "--dry-run"},
     "nightly": {"--date", "--dry-run"},
     "labels": {"--to", "--limit"},

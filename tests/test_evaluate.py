@@ -1,9 +1,13 @@
 import json
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from judging import Workers, evaluate
+from judging import Workers, evaluate, judge_with
+from sklearn import metrics
 
+from pipeline.judgesettings import EvaluateSettings
 from pipeline.splits import split_of
 
 
@@ -106,7 +110,7 @@ def test_folders_name_the_shards_that_matter(night, workers):
 
 def test_failed_shards_leave_the_last_evaluation_as_it_was(split_files, workers, capsys):
     night, config, version = split_files
-    evaluate(night, config)
+    evaluate(night, config, "val")
     before = written(night, version)
     workers.gives_up = {"d.parquet"}
     record = evaluate(night, config)
@@ -114,6 +118,7 @@ def test_failed_shards_leave_the_last_evaluation_as_it_was(split_files, workers,
     assert (record["failed_shards"], record["failures"][0]["error"]) == (1, "TransientError: 503")
     assert "evaluation" not in record
     assert written(night, version) == before
+    assert not list(night.store.list("looks"))  # nothing was seen
     said = capsys.readouterr().err
     assert "1 of 2 shards could not be judged, so evaluation.json stays as it was" in said
     assert "TransientError: 503" in said
@@ -180,3 +185,120 @@ def test_rows_that_the_filter_leaves_out_are_not_judged(night, workers):
     assert evaluate(night, config)["exit_code"] == 0
     assert written(night, version)["num_images"] == 7
     assert paths(workers) == ["day=1/a.parquet"]
+
+
+def test_a_version_looks_at_a_test_set_once(split_files, workers, capsys):
+    night, config, version = split_files
+    evaluate(night, config)
+    first, judged = written(night, version), len(workers.shards)
+    evaluate(night, config, "val")  # as often as one likes, and the page shows it
+    evaluate(night, config, "val")
+    assert written(night, version)["split"] == "val"
+    assert len(workers.shards) == judged + 2
+    capsys.readouterr()
+    record = evaluate(night, config)
+    assert len(workers.shards) == judged + 2
+    assert written(night, version) == first
+    assert record["evaluation"]["top1"] == first["top1"]
+    assert (
+        f"tiny@{version} has had its one look at this test set, on {first['evaluated_at']}" in capsys.readouterr().err
+    )
+    assert evaluate(night, config, "val+test")["exit_code"] == 2
+    assert "a second one, as val+test, would make it part of choosing" in capsys.readouterr().err
+
+
+def test_looks_at_a_test_set_are_counted_over_versions(split_files, workers, capsys):
+    night, config, version = split_files
+    others = [night.seal(seed=seed) for seed in (1, 2)]
+    found = [judge_with(night, config, v)["evaluation"]["looks"] for v in (version, *others, version)]
+    assert found == [1, 2, 3, 1]
+    assert "look 3 at this test set: of so many equally good models the best would seem" in capsys.readouterr().err
+    night.write("e.parquet", [90, 91], split=["test"] * 2)  # another test set
+    night.plan(config)
+    assert judge_with(night, config, version)["evaluation"]["looks"] == 1
+
+
+def test_new_images_of_other_splits_leave_the_test_set_as_it_is(split_files, workers):
+    night, config, _ = split_files
+    evaluate(night, config)
+    judged = len(workers.shards)
+    night.write("e.parquet", [90, 91], split=["train"] * 2)
+    night.plan(config)
+    evaluate(night, config)
+    assert len(workers.shards) == judged
+
+
+def test_a_look_whose_figures_were_removed_is_made_again(split_files, workers):
+    night, config, version = split_files
+    evaluate(night, config)
+    first = written(night, version)
+    night.store.delete(f"{first['rows'].removesuffix('.parquet')}.json")
+    evaluate(night, config)
+    assert written(night, version)["top1"] == first["top1"]
+    assert len(list(night.store.list("looks"))) == 1
+
+
+def test_the_rows_tell_everything_again(split_files, workers):
+    night, config, version = split_files
+    evaluate(night, config, "train+val+test")
+    found = written(night, version)
+    rows = pq.read_table(f"{night.store.url}/{found['rows']}").to_pandas()
+    assert len(rows) == 16
+    assert found["top1"] == metrics.accuracy_score(rows.label, rows.predicted) == (rows.errors == 0).mean()
+    assert found["loss"] == pytest.approx(-np.log(rows.probability).mean())
+    assert found["top5"] == (rows["rank"] < 5).mean()
+    confusion = metrics.confusion_matrix(rows.class_index, rows.predicted_index)
+    assert {(t, g): n for t, g, n in found["confusion"]} == {(t, g): n for (t, g), n in np.ndenumerate(confusion) if n}
+    worst = max((n, -t, -g) for (t, g), n in np.ndenumerate(confusion) if t != g)
+    first = found["confused"][0]
+    assert (first["num_images"], first["label"]) == (worst[0], found["classes"][-worst[1]])
+    assert first["share"] == worst[0] / (rows.class_index == -worst[1]).sum()
+    assert rows.sort_values(["segment", "position"]).index.tolist() == list(range(16))
+
+
+def test_slices_are_read_from_the_input(night, workers, capsys):
+    lights = ["day"] * 30 + ["night"] * 10
+    night.write("a.parquet", range(40), split=["test"] * 40, light=lights, lux=[float(n) for n in range(40)])
+    config = night.config(input={"split_column": "split"}, evaluate={"slices": ["light", "lux"]})
+    version = night.seal()
+    night.plan(config)
+    evaluate(night, config)
+    found = written(night, version)
+    assert [(row["column"], row["value"], row["num_images"]) for row in found["slices"]] == [
+        ("light", "day", 30), ("light", "night", 10),
+        ("lux", "below 9.75", 10), ("lux", "9.75 to 19.5", 10), ("lux", "19.5 to 29.25", 10), ("lux", "29.25 and more", 10),
+    ]  # fmt: skip
+    assert sum(row["right"] for row in found["slices"][:2]) == round(found["top1"] * 40)
+    rows = pq.read_table(f"{night.store.url}/{found['rows']}")
+    assert rows["light"].to_pylist() == lights
+    capsys.readouterr()
+    evaluate(night, night.config(input={"split_column": "split"}, evaluate={"slices": ["split"]}))
+    assert "warning: that look was without evaluate.slices split" in capsys.readouterr().err
+
+
+def test_partitions_are_slices_too(night, workers):
+    for day in (1, 2):
+        (night.data / f"day={day}").mkdir(parents=True)
+        night.write(f"day={day}/a.parquet", range(day * 10, day * 10 + 5 * day), split=["test"] * 5 * day)
+    config, version = night.config(input={"split_column": "split"}, evaluate={"slices": ["day"]}), night.seal()
+    night.plan(config)
+    evaluate(night, config)
+    assert [(row["value"], row["num_images"]) for row in written(night, version)["slices"]] == [("1", 5), ("2", 10)]
+
+
+def test_a_slice_that_is_no_column_is_refused(split_files, workers, capsys):
+    night, config, _ = split_files
+    config = config.model_copy(update={"evaluate": EvaluateSettings(slices=("spilt",))})
+    assert evaluate(night, config)["exit_code"] == 2
+    assert "no column 'spilt' (evaluate.slices); did you mean 'split'" in capsys.readouterr().err
+
+
+def test_folders_of_images_have_no_columns_to_slice_by(night, workers, capsys):
+    (night.data / "test/ant").mkdir(parents=True)
+    (night.data / "test/ant/1.png").write_bytes(night.png(1))
+    source = dict.fromkeys(("image_column", "id_column", "label_column"))
+    config = night.config(input=source, evaluate={"slices": ["light"]})
+    night.seal()
+    night.plan(config)
+    assert evaluate(night, config)["exit_code"] == 2
+    assert "evaluate.slices names a column ('light')" in capsys.readouterr().err

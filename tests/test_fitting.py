@@ -104,7 +104,11 @@ def test_the_result_lies_beside_the_bundle_and_in_the_training_s_folder(make):
     store = open_storage(task.store, task.storage)
     beside = json.loads(store.read(f"models/model/{result['version']}/training.json"))
     assert beside == json.loads(store.read("trainings/key/result.json")) == result
-    assert (beside["run_key"], beside["dataset"], beside["started_at"]) == ("key", "images", "now")
+    assert (beside["run_key"], beside["dataset"], beside["started_at"]) == (
+        "key",
+        "images",
+        "2026-11-24T00:00:00+00:00",
+    )
 
 
 @pytest.mark.parametrize("builder", ["linear", "lab_cnn", "squeezenet1_1"])

@@ -10,11 +10,15 @@ import pytest
 from markupsafe import escape
 from PIL import Image
 
+from pipeline.corruptions import by_name
 from pipeline.documents import encode
-from pipeline.gallery import PICTURES, gather, quarantined, sample_predictions, thumbnail
+from pipeline.gallery import PICTURES, _Pictures, gather, quarantined, sample_predictions, thumbnail
+from pipeline.images import decode
 from pipeline.labelling import Labeller
 from pipeline.page import PageData, render
+from pipeline.rows import ShardReader
 from pipeline.tables import read_table
+from pipeline.transforms import Transforms
 
 
 def run_of(night, config, version: str | None = None, **values) -> dict:
@@ -79,7 +83,7 @@ def test_images_that_are_gone_have_blank_thumbnails(labelled, damage):
 
 def test_run_with_nothing_is_a_page_without_sections(night):
     page = page_of(night, night.config())
-    assert page == PageData(page.run, (), (), (), (), None, (), (), (), ())
+    assert page == PageData(page.run, (), (), (), (), None, None, (), (), ())
     assert "night-1" in render(page)
 
 
@@ -132,6 +136,28 @@ def test_labels_that_outlive_their_model_go_by_class_number(labelled):
     assert numbered == {f"class {('ant', 'bee', 'cat').index(name)}": n for name, n in named.items()}
 
 
+def test_a_spoilt_image_is_shown_as_the_model_was_given_it(labelled):
+    night, config, version, _ = labelled
+    row = next(ShardReader(config.input, config.storage).read(night.plan(config).shards[0]))[0]
+    example = {
+        "uri": row.uri,
+        "image_id": "1",
+        "label": "ant",
+        "key": row.content_hash,
+        "said": {"border": ["ant", "bee"]},
+    }
+    robustness = {"example": example, "severities": [1, 2], "corruptions": [{"name": "border"}]}
+    pictures = _Pictures(ShardReader(config.input, config.storage), 10**6)
+    [(name, shown)] = pictures.spoilt(robustness, night.store, "tiny", version)
+    assert (name, [picture.said for picture in shown]) == ("border", ["ant", "bee"])
+    clean = Transforms(8, 8, "L", (0.5,), (0.5,)).pixels(decode(row.data, "L", 10**6).image)
+    expected = by_name()["border"](clean, 2, row.content_hash)[:, :, 0]
+    with Image.open(io.BytesIO(base64.b64decode(shown[1].data_uri.partition(",")[2]))) as image:
+        assert np.array_equal(np.asarray(image.resize((8, 8), Image.Resampling.NEAREST)), expected)
+    gone = robustness | {"example": example | {"uri": "nothing.parquet#1"}}
+    assert list(pictures.spoilt(gone, night.store, "tiny", version)) == []
+
+
 def test_evaluation_and_curves_of_the_model_are_shown_for_its_own_data_set_only(labelled):
     night, config, version, _ = labelled
     wrong = {"image_id": 3, "uri": "a.parquet#3", "label": "ant", "predicted": "bee", "confidence": 0.75}
@@ -140,7 +166,7 @@ def test_evaluation_and_curves_of_the_model_are_shown_for_its_own_data_set_only(
     night.store.write(f"models/tiny/{version}/training.json", encode({"history": [{"epoch": 1, "train_loss": 0.5}]}))
     page = page_of(night, config, version)
     assert page.evaluation == evaluation
-    assert page.history == ({"epoch": 1, "train_loss": 0.5},)
+    assert page.training == {"history": [{"epoch": 1, "train_loss": 0.5}]}
     first, second = page.misclassified
     assert (first.image_id, first.top, first.truth) == ("3", (("bee", 0.75),), "ant")
     assert first.data_uri

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import sklearn.metrics as reference
 
-from pipeline.metrics import Sums, per_class, summarize, wilson
+from pipeline.intervals import wilson
+from pipeline.metrics import MOST_PAIRS, Sums, confused, per_class, summarize
 
 
 def random_predictions(num_images: int, num_classes: int, seed: int = 0):
@@ -76,7 +77,9 @@ def test_figures_do_not_depend_on_the_batch_size(batch_size):
 )
 def test_ties_go_to_the_lower_index(row, target, top1, top5, predicted):
     sums = Sums()
-    assert sums.add(np.log([row]), [target]) == [predicted]
+    [verdict] = sums.add(np.log([row]), [target])
+    assert verdict.predicted == predicted
+    assert verdict.probability == pytest.approx(row[target])
     assert (sums.top1, sums.top5) == (top1, top5)
 
 
@@ -113,7 +116,7 @@ def test_sums_of_workers_add_up_in_every_field():
     one = Sums(2, 1, 2, 0.5, Counter({(0, 0): 1}), 1, Counter({"zebra": 1}), [{"confidence": 0.2}])
     two = Sums(3, 2, 2, 1.5, Counter({(0, 0): 1, (0, 1): 2}), 2, Counter({"zebra": 2, "yak": 1}), [{"confidence": 0.9}])
     for sums, confidence in ((one, 0.2), (two, 0.9)):
-        sums.sureness.add(confidence, True)
+        sums.sureness.add(np.array([confidence]), np.array([True]))
     one += two
     assert [row["confidence"] for row in one.sureness.calibration()["bins"]] == [0.2, 0.9]
     assert (one.num_images, one.top1, one.top5, one.loss, one.quarantined) == (5, 3, 4, 2.0, 3)
@@ -121,3 +124,12 @@ def test_sums_of_workers_add_up_in_every_field():
     figures = summarize(one, ["a", "b"])
     assert figures["unknown_labels"] == {"yak": 1, "zebra": 3}
     assert [row["confidence"] for row in figures["misclassified"]] == [0.9, 0.2]
+
+
+def test_confused_pairs_are_worst_first_and_never_right():
+    pairs = Counter({(0, 0): 90, (0, 1): 4, (1, 0): 6, (1, 1): 6})
+    assert confused(pairs, ["cat", "dog"]) == [
+        {"label": "dog", "predicted": "cat", "num_images": 6, "share": 0.5},
+        {"label": "cat", "predicted": "dog", "num_images": 4, "share": 4 / 94},
+    ]
+    assert len(confused(Counter({(k, k + 1): 1 for k in range(50)}), [str(k) for k in range(51)])) == MOST_PAIRS

@@ -91,7 +91,7 @@ def task_of(night, config, plan) -> TrainTask:
     )
     return TrainTask(
         config.store, config.storage, source, config.split, config.model, config.train, 0, plan.dataset, plan.shards, name,
-        classes.names, uuid4().hex, "now",
+        classes.names, uuid4().hex, "2026-11-24T00:00:00+00:00",
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ import pytest
 from pipeline.page import (
     PageData,
     Thumbnail,
-    confused_pairs,
     curves,
     duration,
     flat,
@@ -22,12 +21,13 @@ from pipeline.page import (
     render,
     speak,
     ticks,
+    tried,
 )
 
 EVIL = "<script>alert(1)</script>"
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-EMPTY = PageData({"run_id": "r1"}, (), (), (), (), None, (), (), (), ())
+EMPTY = PageData({"run_id": "r1"}, (), (), (), (), None, None, (), (), ())
 
 
 def thumbnail(image_id: str = "cat-1", truth: str | None = "dog") -> Thumbnail:
@@ -55,6 +55,39 @@ def evaluation(names: list[str]) -> dict:
     }  # fmt: skip
 
 
+FOLDS = {
+    "folds": [{"fold": n, "num_val": 10, "val_top1": 0.5, "val_loss": 1.0} for n in range(3)],
+    "mean": {"val_top1": 0.903, "val_loss": 0.41}, "deviation": {"val_top1": 0.011, "val_loss": 0.021},
+}  # fmt: skip
+
+
+def tuning(word: str) -> dict:
+    trials = [
+        {
+            "trial": f"{word}{n}", "state": state, "epochs": 3, "score": score, "val_loss": score, "val_top1": 0.9,
+            "values": {"train.rate": 10.0 ** -(n + 1), "train.kind": word},
+        }
+        for n, (state, score) in enumerate((("finished", 0.1), ("finished", 0.2), ("running", 0.3), ("running", 1e6), ("diverged", None)))
+    ]  # fmt: skip
+    space = {"train.rate": {"min": 1e-5, "max": 1.0, "log": True, "whole": False}, "train.kind": [word, "dog"]}
+    return {"metric": "val_loss", "space": space, "trials": trials, "epochs": 3, "border": {"train.rate": "upper"}}
+
+
+def robustness(word: str) -> dict:
+    rows = [
+        {
+            "challenge": challenge, "name": name, "flips": [0.1, 0.2], "mean_flips": 0.15, "error": [0.25, 0.75], "mean_error": 0.5,
+            "relative": 5.0,
+        }
+        for challenge, name in (("scale", "zoom_in"), ("scale", "zoom_out"), (word, word))
+    ]  # fmt: skip
+    example = {"image_id": word, "label": word, "said": {"clean": [word], word: [word, "dog"]}}
+    return {
+        "model": word, "version": "1", "split": word, "num_images": 100, "clean_error": 0.1, "clean_interval95": [0.05, 0.2],
+        "severities": [1, 2], "quarantined": 3, "corruptions": rows, "example": example,
+    }  # fmt: skip
+
+
 def night(word: str = "cat") -> PageData:
     """Return a full page whose every text carries `word`."""
     run = {
@@ -72,15 +105,44 @@ def night(word: str = "cat") -> PageData:
         ],
         "time_shares": {"decode": 0.61, "engine": 0.3, word: 0.09},
         "review": {"path": word, "below": 0.6, "num_below": 2000, "rows": 1000},
+        "promotion": {"better": 30, "worse": 6, "p": 0.00003}, "tuning": tuning(word), "folds": FOLDS, "robustness": robustness(word),
         "stages": [{"name": word, "seconds": 2.0, "images": 10}], "config": {word: {word: [word]}},
     }  # fmt: skip
     bad = dict.fromkeys(("image_id", "uri", "stage", "reason", "error_type", "message"), word)
     images = (Thumbnail(word, PIXEL, word, ((word, 0.9), ("other", 0.1)), word),)
     history = tuple({"epoch": e, "train_loss": 1 / e, "train_top1": 1 - 0.5 / e, "val_loss": None} for e in (1, 2, 3))
-    report = evaluation([word, "dog"]) | {"model": word, "unknown_labels": {word: 1}, "split": word}
+    training = {
+        "history": history, "sealed_epoch": 2,
+        "overfitting": {"gap": 0.081, "training": 0.991, "validation": 0.91, "worse_since": 2, "epoch": 2},
+    }  # fmt: skip
+    slices = [
+        {
+            "column": word,
+            "value": value,
+            "num_images": 10,
+            "share": 0.5,
+            "interval95": [0.2, 0.8],
+            "worse": value == word,
+        }
+        for value in (word, "day")
+    ]
+    report = evaluation([word, "dog"]) | {
+        "model": word, "unknown_labels": {word: 1}, "split": word, "slices": slices, "looks": 7,
+        "confused": [{"label": word, "predicted": "dog", "num_images": 2, "share": 0.2}],
+    }  # fmt: skip
     counts = ((word, 12000), ("dog", 300))
     return PageData(
-        run, counts, (*(0,) * 18, 3300, 9000), (bad,), ((word, 45),), report, history, images, images, images
+        run,
+        counts,
+        (*(0,) * 18, 3300, 9000),
+        (bad,),
+        ((word, 45),),
+        report,
+        training,
+        images,
+        images,
+        images,
+        ((word, (Thumbnail(word, PIXEL, "", (), word, word), Thumbnail(word, PIXEL, "", (), word, "dog"))),),
     )
 
 
@@ -111,6 +173,25 @@ def said(document: str) -> str:
     ],
 )  # fmt: skip
 def test_page_says_what_the_run_met(words: str) -> None:
+    assert words in said(render(night()))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "Looks at this test set 7", "True label Taken for Images Of its images cat dog 2 20.0%",
+        "cat cat 10 ↓ 50.0% 20.0% to 80.0% cat day 10 50.0% 20.0% to 80.0%",
+        "Beside production better on 30 images, worse on 6, by chance alone 3e-05",
+        "train.rate : the best value lies at the upper end of what was tried",
+        "cat0 0.1 cat 3 0.100 90.0% finished", "cat2 0.001 cat 3 0.300 90.0% stopped early", "cat4 1e-05 cat 3 — 90.0% diverged",
+        "Accuracy, top 1 90.3% ± 1.1 points", "3 10 50.0% 1.000", "Clean error 10.0% (5.0% to 20.0%)",
+        "scale zoom in 25% 75% 50.0% 5.0 x 15.0% zoom out 25% 75% 50.0% 5.0 x 15.0%", "truth: cat; clean: cat",
+        "those of epoch 2, which is sealed", "Training 75.0%", "epoch 2 is sealed",
+        "Overfitting gap: 8.1 points. What was trained on is right in 99.1%, validation images in 91.0%. The validation loss "
+        "rises since epoch 2",
+    ],
+)  # fmt: skip
+def test_page_says_how_good_the_model_is(words: str) -> None:
     assert words in said(render(night()))
 
 
@@ -196,14 +277,6 @@ def test_matrix_has_true_classes_as_rows_and_shares_of_each_row() -> None:
     assert rows == [("cat", 4, [(3, 0.75), (1, 0.25)]), ("dog", 0, [(0, 0.0), (0, 0.0)])]
 
 
-def test_confused_pairs_are_worst_first_and_never_right() -> None:
-    confusion = [[0, 0, 90], [0, 1, 4], [1, 0, 6], [1, 1, 6]]
-    assert confused_pairs({"classes": ["cat", "dog"], "confusion": confusion}) == [
-        ("dog", "cat", 6, 0.5),
-        ("cat", "dog", 4, 4 / 94),
-    ]
-
-
 def test_nothing_from_the_data_becomes_markup() -> None:
     hostile = f"""{EVIL}"'><img src=x onerror=alert(1)>"""
     document = render(night(hostile))
@@ -253,7 +326,8 @@ def test_tags_are_balanced() -> None:
 def test_full_run_shows_every_section_and_the_four_numbers() -> None:
     document = render(night())
     assert headings(document) == [
-        "Failures", "The run", "Labels", "Accuracy", "Learning", "Images", "Quarantine", "Settings",
+        "Failures", "The run", "Labels", "Accuracy", "Robustness", "Tuning", "Cross-validation", "Learning", "Images", "Quarantine",
+        "Settings",
     ]  # fmt: skip
     assert re.findall(r'class="value">(.*?)<', document) == ["12,300", "45", "91.8", "90.0%"]
     assert "95% interval 80.0% to 95.0%" in document
@@ -268,7 +342,7 @@ def test_run_with_only_an_id_is_still_a_page() -> None:
 
 
 @pytest.mark.parametrize("absent", ["dropped", "none"])
-@pytest.mark.parametrize("part", ["run", "evaluation", "quarantine", "history"])
+@pytest.mark.parametrize("part", ["run", "evaluation", "quarantine", "training"])
 def test_any_absent_key_leaves_the_rest_of_the_page(part: str, absent: str) -> None:
     rows = getattr(night(), part)
     row = rows if isinstance(rows, dict) else rows[0]
@@ -302,8 +376,11 @@ def test_misclassified_image_is_never_called_right() -> None:
 
 @pytest.mark.parametrize(("num_classes", "drawn"), [(2, True), (30, True), (31, False), (1000, False)])
 def test_confusion_is_a_matrix_up_to_thirty_classes_and_pairs_beyond(num_classes: int, drawn: bool) -> None:
-    document = render(replace(EMPTY, evaluation=evaluation([f"c{k}" for k in range(num_classes)])))
-    assert ("Confusion matrix" in document, "Most confused" in document) == (drawn, not drawn)
+    pair = {"label": "c0", "predicted": "c1", "num_images": 2, "share": 0.2}
+    judged = evaluation([f"c{k}" for k in range(num_classes)]) | {"confused": [pair] * 20}
+    document = render(replace(EMPTY, evaluation=judged))
+    assert ("Confusion matrix" in document) == drawn
+    assert document.count("<td>c1</td>") == (5 if drawn else 20)
     assert ("lowest F1" in document) == (not drawn)
     assert len(document) < 150_000
 
@@ -335,12 +412,12 @@ def test_badge_names_the_exit_code(exit_code: int, badge: str) -> None:
     "history", [({"epoch": 1, "train_loss": 0.0, "train_top1": 1.0},), ({"train_loss": 1e9},) * 60]
 )
 def test_degenerate_histories_can_be_drawn(history: tuple[dict, ...]) -> None:
-    document = render(replace(EMPTY, history=history))
+    document = render(replace(EMPTY, training={"history": history}))
     assert "nan" not in re.findall(r"<svg viewBox.*?</svg>", document, re.DOTALL)[-1]
 
 
 def test_every_image_and_chart_has_a_text_alternative() -> None:
-    document = render(night())
+    document = render(replace(night(), spoilt=()))
     assert all('alt="Image cat: 90% cat' in tag for tag in re.findall(r"<img [^>]*>", document))
     assert all("aria-label=" in tag or "aria-hidden=" in tag for tag in re.findall(r"<svg [^>]*>", document))
     assert all("scope=" in tag for tag in re.findall(r"<th[ >][^>]*", document))
@@ -383,3 +460,28 @@ def test_reliability_and_coverage_are_drawn_of_any_number_of_points():
         assert document.count(" of the images, ") >= min(num, 20)
         assert "6.7% sure: 5.0% of 2 right" in document
     assert "Reliability" not in said(render(night()))
+
+
+def test_trials_are_drawn_where_their_values_are() -> None:
+    [(key, marks, points)] = tried(tuning("cat"))
+    assert key == "train.rate"
+    assert [name for _, name in marks] == ["1e-05", "0.0001", "0.001", "0.01", "0.1", "1"]
+    assert [round(place, 6) for place, _ in marks] == [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    assert [round(place, 6) for place, _, _ in points] == [0.8, 0.6, 0.4, 0.2]
+    assert [score for _, score, _ in points] == [0.1, 0.2, 0.3, 0.7]  # a million would flatten the others
+
+
+def test_a_plain_range_has_round_marks() -> None:
+    changed = tuning("cat")
+    changed["space"]["train.rate"] = {"min": 0.0, "max": 0.1, "log": False, "whole": False}
+    assert [name for _, name in tried(changed)[0][1]] == ["0", "0.05", "0.1"]
+
+
+def test_robustness_without_labels_shows_flips() -> None:
+    unlabelled = robustness("cat") | {"clean_error": None, "clean_interval95": None}
+    unlabelled["corruptions"] = [
+        row | {"error": None, "mean_error": None, "relative": None} for row in unlabelled["corruptions"]
+    ]
+    document = said(render(replace(EMPTY, run={"run_id": "r1", "robustness": unlabelled})))
+    assert "scale zoom in 10% 20% 15.0% 15.0%" in document
+    assert "Clean error" not in document

@@ -47,10 +47,9 @@ def test_training_rows_whose_bytes_are_judged_elsewhere_are_found():
 
 
 def test_classes_without_an_example_are_listed_per_split_that_has_rows():
-    labels = [("cat",), ("dog", "cat"), ("cat",), (), ("bird",)]
-    splits = ["train", "train", "test", "test", "train"]
-    assert missing(["cat", "dog", "bird"], labels, splits) == {"test": ["bird", "dog"]}
-    assert missing(["cat"], [("cat",)], ["train"]) == {}
+    counts = {"train": {"cat": 2, "dog": 1, "bird": 1}, "test": {"cat": 1}, "val": {}}
+    assert missing(["cat", "dog", "bird"], counts) == {"test": ["bird", "dog"]}
+    assert missing(["cat"], {"train": {"cat": 1}}) == {}
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pipeline.sureness import Sureness
 
 def counted(confidences, right) -> Sureness:
     sureness = Sureness()
-    for confidence, hit in zip(confidences, right, strict=True):
-        sureness.add(confidence, hit)
+    for start in range(0, len(confidences), 100):
+        sureness.add(np.array(confidences[start : start + 100]), np.array(right[start : start + 100]))
     return sureness
 
 

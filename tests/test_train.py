@@ -112,7 +112,7 @@ def bars(monkeypatch):
     """Progress of the stages that `train` showed."""
     import jobs.train
 
-    shown, stage = [], jobs.train.stage
+    shown, stage = [], jobs.train.stage  # the examples' are shown by what comes before
 
     def watched(*arguments):
         manager = stage(*arguments)
@@ -129,6 +129,7 @@ def bars(monkeypatch):
         return Watching()
 
     monkeypatch.setattr("jobs.train.stage", watched)
+    monkeypatch.setattr("jobs.preparation.stage", watched)
     return shown
 
 
@@ -264,7 +265,7 @@ def test_a_training_does_not_replace_the_production_model(nightshift, config, st
     second = nightshift(config(train={"epochs": 1}), "train")
     assert second.record["model"] != first.record["model"]
     assert "is production" not in second.said
-    assert f"production stays {first.record['model']}; the new one labels with --set model.version=" in second.said
+    assert f"production stays {first.record['model']}; nightshift promote CONFIG compares the two" in second.said
     assert f"tiny@{production(store, 'tiny')}" == first.record["model"]
     assert len(versions(store, "tiny")) == 2
 
@@ -361,7 +362,7 @@ def test_labels_that_training_never_sees_are_said(nightshift, config, pictures, 
     class_folders(pictures, {"test": 3, "val": 1}, ("emu",))
     ended = nightshift(config(), "train")
     assert ended.code == 0
-    assert "warning: 4 held-out images have labels that training never sees: emu" in ended.said
+    assert "warning: 4 labels of held-out images are none that training sees: emu" in ended.said
 
 
 def test_training_images_that_are_judged_on_as_well_are_left_out(nightshift, config, pictures, store):
@@ -434,7 +435,7 @@ def test_nothing_to_train_on_is_refused(nightshift, config, tmp_path, class_fold
     judged = class_folders(tmp_path / "judged", {"test": 4})
     refused(
         nightshift(config(input={"url": str(judged)}), "train"),
-        "no image has a label and belongs to the split train ({'test': 12} by split)",
+        "no image has a label and belongs to the split train (labels by split: {'test': 12})",
     )
 
 

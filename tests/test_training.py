@@ -1,8 +1,6 @@
 import json
 import multiprocessing
 import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from seats import both
 from stopping import Stopped, StoppingAfter
 from torch import nn
 from torchvision.models.inception import InceptionOutputs
@@ -26,7 +25,7 @@ from pipeline.settings import StorageSettings
 from pipeline.shards import Segment, Shard
 from pipeline.stepping import Trainee
 from pipeline.storage import open_storage
-from pipeline.training import Course, _share_buffers, train
+from pipeline.training import Course, train
 from pipeline.trainsettings import TrainSettings
 from pipeline.trainstate import agreed
 
@@ -254,30 +253,6 @@ def finding(*checkpoints):
     return SimpleNamespace(newest=lambda: left.pop(0))
 
 
-def both(run):
-    """Run two seats in threads that really add up; return what they returned or raised, by rank."""
-    barrier, values = threading.Barrier(2, timeout=60), [None, None]
-
-    def reduce(rank):
-        def add(sums):
-            values[rank] = sums.clone()
-            barrier.wait()
-            total = values[0] + values[1]
-            barrier.wait()
-            return total
-
-        return add
-
-    def seat(rank):
-        try:
-            return run(Seat(rank, 2, "cpu", reduce(rank)))
-        except TransientError as error:
-            return error
-
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(seat, (0, 1)))
-
-
 @pytest.fixture
 def two_checkpoints(tmp_path):
     """The checkpoints of steps 1 and 2 of a training."""
@@ -380,7 +355,7 @@ def test_all_workers_validate_with_the_buffers_of_rank_0_which_are_sealed():
         offered.append(mine.clone())
         return mine + sent[len(offered) - 1]
 
-    _share_buffers(modules[1], Seat(1, 2, "cpu", sum_over_both))
+    Seat(1, 2, "cpu", sum_over_both).share(modules[1].buffers())
     assert [buffer.tolist() for buffer in modules[1].buffers()] == [buffer.tolist() for buffer in sent]
     assert not any(buffer.any() for buffer in offered)
 

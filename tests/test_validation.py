@@ -1,7 +1,6 @@
-import threading
-
 import numpy as np
 import torch
+from seats import both
 from torch import nn
 
 from pipeline import validation
@@ -49,26 +48,8 @@ def test_of_too_many_images_some_are_taken_all_over(monkeypatch):
     assert len(sampled(np.arange(5), 1000)) == 1
 
 
-def test_the_weights_of_the_first_worker_answer(run_together):
-    images, barrier, added = np.arange(10), threading.Barrier(2), {}
-
-    def reduce(rank: int):
-        """Add up as an all-reduce does, in threads."""
-
-        def add(mine: torch.Tensor) -> torch.Tensor:
-            added[rank] = mine.clone()
-            barrier.wait()
-            total = added[0] + added[1]
-            barrier.wait()
-            return total
-
-        return add
-
-    workers = [trainee(), trainee()]  # with weights of their own
+def test_the_weights_of_the_first_worker_answer():
+    images, workers = np.arange(10), [trainee(), trainee()]  # with weights of their own
     expected = workers[0].module(Numbers().gather(images)[0]).detach()
-    seats = [Seat(rank, 2, reduce=reduce(rank)) for rank in range(2)]
-    answers = run_together(
-        *[lambda r=r: final_answers(workers[r], Numbers(), images, 3, 2, seats[r], Pulse())[0] for r in range(2)]
-    )
-    for found in answers:
+    for found, _ in both(lambda seat: final_answers(workers[seat.rank], Numbers(), images, 3, 2, seat, Pulse())):
         torch.testing.assert_close(found, expected)
