@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Usage statistics of Ray stay off in everything that is started from here.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test check bench chaos servers clean
+.PHONY: setup demo test check bench bench-train chaos servers clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make test    pass the tests"
 	@echo "make check   ruff, mypy, the layout tests"
 	@echo "make bench   measure everything against the peers (hours); ARGS=--small: a few photos; see benchmarks/RESULTS.md"
+	@echo "make bench-train   measure training (20 minutes); see benchmarks/RESULTS.md"
 	@echo "make chaos SEEDS=54   so many faults, and their table; then the other long fault tests"
 
 setup: $(VENV)/.done
@@ -51,6 +52,10 @@ check: setup
 BENCH := .venv-bench
 bench: $(BENCH)/.done
 	$(BENCH)/bin/python benchmarks/everything.py $(ARGS)
+
+# Against torchvision's and Ray Data's loaders and the loop of every tutorial; ARGS=--only loader.
+bench-train: setup
+	$(BIN)/python benchmarks/training.py $(ARGS)
 
 $(BENCH)/.done: pyproject.toml
 	@echo "setting up $(BENCH): about 6 GB"

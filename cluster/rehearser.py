@@ -8,12 +8,14 @@ from cluster.workers import ActorPool, Function
 from pipeline.documents import Document
 from pipeline.tasks import TrainTask
 
+STALL_S = 3600.0  # a training shows nothing before its end
+
 
 def rehearse_all(tasks: Sequence[TrainTask]) -> Iterator[tuple[TrainTask, list[Document] | Failure]]:
     """Train each task; yield it with the records of its epochs, or with why it was given up."""
     settings = tasks[0].train
     with ActorPool(open_rehearsal, 1, len(tasks), 1, settings.gpus_per_worker) as pool:
-        yield from dispatch(pool, tasks, 1 + settings.max_failures, halvings=0, stall_s=settings.stall_s)
+        yield from dispatch(pool, tasks, 1 + settings.max_failures, stall_s=STALL_S)
 
 
 def open_rehearsal() -> Function:

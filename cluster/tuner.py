@@ -7,11 +7,14 @@ removed, and nothing is ever restored from them.
 import os
 import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from cluster.resources import check_fits
+from cluster.retries import cause_of, words
 from pipeline.documents import Document
-from pipeline.errors import ModelError
+from pipeline.errors import DivergedError, ModelError
 from pipeline.storage import open_storage
 from pipeline.tasks import TrainTask
 from pipeline.trials import METRICS, WORST, Trial, metrics_of, read_trial, write_trial
@@ -22,52 +25,72 @@ QUIET = {"RAY_AIR_NEW_OUTPUT": "0", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "
 LATER = "values"  # Ray Tune's name for what is drawn
 
 
-def tune_over(task: TrainTask, settings: TuneSettings, told: Callable[[Trial, bool], None]) -> list[Trial]:
-    """Run the trials on the session's workers; return them in the order in which they were drawn.
+Told = Callable[[Trial, bool], None]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The trials in the order in which they were drawn, and by id what ended those that were given up, such as a lost worker."""
+
+    drawn: list[Trial]
+    given_up: dict[str, str]
+
+
+def tune_over(task: TrainTask, key: str, settings: TuneSettings, told: Told) -> Trials:
+    """Run the trials of the tuning called `key` on the session's workers.
 
     Parameters
     ----------
     told : Callable[[Trial, bool], None]
         Told of each epoch of a trial, and (True) of its end.
     """
+    check_fits(1, 1, task.train.gpus_per_worker)
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
-    drawn: dict[str, Trial] = {}
-
-    def trial_of(ours: Any) -> Trial:
-        return drawn.setdefault(ours.trial_id, Trial(task.run_key, dict(ours.config[LATER])))
-
-    class Telling(tune.Callback):  # type: ignore[misc]
-        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            trial_of(trial)
-
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-            told(trial_of(trial), False)
-
-        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            told(trial_of(trial), True)
-
-        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            told(trial_of(trial), True)
-
+    found = Trials([], {})
     metric, higher = METRICS[settings.metric]
     resources = {"cpu": 1, "gpu": task.train.gpus_per_worker}
     with TemporaryDirectory(prefix="nightshift-tune-") as scratch:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(_train, task=task), resources),
-            param_space={LATER: {key: _domain(domain) for key, domain in settings.space.items()}},
+            tune.with_resources(tune.with_parameters(_train, task=task, key=key), resources),
+            param_space={LATER: {name: _domain(domain) for name, domain in settings.space.items()}},
             tune_config=tune.TuneConfig(
                 metric=metric, mode="max" if higher else "min", num_samples=settings.trials, reuse_actors=True,
                 search_alg=_search(settings, task.seed), scheduler=_scheduler(settings, task.train.epochs),
             ),
             run_config=tune.RunConfig(
-                name="tuning", storage_path=scratch, verbose=0, callbacks=[Telling(), JsonLoggerCallback()],
+                name="tuning", storage_path=scratch, verbose=0, callbacks=[_listener(key, found, told), JsonLoggerCallback()],
                 failure_config=tune.FailureConfig(max_failures=task.train.max_failures),
             ),
         ).fit()  # fmt: skip
-    return list(drawn.values())
+    return found
+
+
+def _listener(key: str, found: Trials, told: Told) -> Any:
+    """Return what Ray Tune tells of its trials: it puts them among those found, and passes on how far they are."""
+    from ray import tune
+
+    def ours(trial: Any) -> Trial:
+        return Trial(key, dict(trial.config[LATER]))
+
+    class Listener(tune.Callback):  # type: ignore[misc]
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            if ours(trial) not in found.drawn:  # else it starts again, or has the values of another
+                found.drawn.append(ours(trial))
+
+        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
+            told(ours(trial), False)
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            told(ours(trial), True)
+
+        def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            found.given_up[ours(trial).id] = words(cause_of(trial.get_error()))
+            told(ours(trial), True)
+
+    return Listener()
 
 
 def _domain(domain: Any) -> Any:
@@ -105,10 +128,8 @@ def _scheduler(settings: TuneSettings, epochs: int) -> Any:
     return ASHAScheduler(max_t=epochs, grace_period=min(settings.grace_epochs, epochs), reduction_factor=3)
 
 
-def _train(config: Mapping[str, Any], task: TrainTask) -> None:
+def _train(config: Mapping[str, Any], task: TrainTask, key: str) -> None:
     """Run one trial in a worker of Ray Tune's, and report each epoch; what stands on record already is only told again."""
-    from dataclasses import replace
-
     import torch
     from ray import tune
 
@@ -118,7 +139,7 @@ def _train(config: Mapping[str, Any], task: TrainTask) -> None:
     from pipeline.seat import Seat
 
     torch.set_num_threads(1)
-    store, trial = open_storage(task.store, task.storage), Trial(task.run_key, dict(config[LATER]))
+    store, trial = open_storage(task.store, task.storage), Trial(key, dict(config[LATER]))
     known = read_trial(store, trial)
     told = known["history"] if known else []
     for record in told:
@@ -142,6 +163,6 @@ def _train(config: Mapping[str, Any], task: TrainTask) -> None:
     device = "cuda:0" if task.train.gpus_per_worker else "cpu"
     try:
         rehearse(chosen, Seat(device=device), Pulse(), report)
-    except ModelError as error:  # it diverged, say: that is what was to be found out
+    except DivergedError as error:  # that is what was to be found out
         write_trial(store, trial, done, "diverged", str(error))
         tune.report(WORST)

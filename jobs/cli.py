@@ -118,7 +118,7 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "--trial": {"metavar": "ID", "help": "with the values of a trial of `nightshift tune`, or of the `best`"},
     },
     "evaluate": {
-        "--split": {"metavar": "NAME", "help": "split to judge on, or several as val+test (default: test, else val)"},
+        "--split": {"metavar": "NAME", "help": "split to judge on, or several as train+val (default: test, else val)"},
     },
     "robustness": {"--split": {"metavar": "NAME", "help": "split whose images are spoilt (default: val)"}},
     "label": {

@@ -105,12 +105,15 @@ class Config(Section):
     @model_validator(mode="after")
     def _every_value_can_be_tried(self) -> "Config":
         for key, domain in self.tune.space.items():
-            for value in domain.ends if isinstance(domain, Range) else domain:
+            for value in domain.examples if isinstance(domain, Range) else domain:
                 try:
-                    with_values(self.train, {key: value})
+                    balance = with_values(self.train, {key: value}).balance
                 except ValidationError as error:
                     said = error.errors()[0]["msg"].removeprefix("Value error, ")
-                    raise ValueError(f"tune.space: {key} cannot be {value!r}: {said}") from error
+                    whole = "; whole: true draws whole numbers only" if "integer" in said else ""
+                    raise ValueError(f"tune.space: {key} cannot be {value!r}: {said}{whole}") from error
+                if balance != "none" and self.input.multi_label:
+                    raise ValueError(f"tune.space: {key} cannot be {value!r}: input.labels_column is given")
         return self
 
     @model_validator(mode="after")

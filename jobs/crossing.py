@@ -4,13 +4,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from jobs.console import say, stage
+from jobs.console import counted, say, stage
 from jobs.preparation import Prepared
 from jobs.runs import Run
-from pipeline.documents import Document
-from pipeline.errors import HeldError
+from pipeline import layout
+from pipeline.documents import Document, encode, read_document
+from pipeline.errors import HeldError, NotFoundError
 from pipeline.folds import fold_numbers
 from pipeline.patience import sealed_epoch
+from pipeline.storage import Storage
+from pipeline.tasks import TrainTask
 from pipeline.trials import METRICS
 
 
@@ -19,25 +22,48 @@ def cross_validate(run: Run, prepared: Prepared) -> Document:
     from cluster.dispatch import Failure
     from cluster.rehearser import rehearse_all
 
-    task = prepared.task
+    task, store = prepared.task, run.store
     assert task.train.folds is not None
     numbers = fold_numbers(prepared.examples, task.train.folds, task.seed)
+    numbers[
+        [isinstance(label, str) and label not in task.classes for label in prepared.examples.labels]
+    ] = -1  # not judged
     tasks = [replace(task, fold=fold) for fold in range(task.train.folds)]
-    run.start_cluster()
-    folds = []
-    with stage("folds", len(tasks), "folds") as progress:
-        for done, outcome in rehearse_all(tasks):
+    folds = [found for one in tasks if (found := _read(store, one))]
+    todo = [one for one in tasks if one.fold not in {found["fold"] for found in folds}]
+    failures = []
+    if todo:
+        run.start_cluster()
+    with stage("folds", len(todo), "folds") as progress:
+        for done, outcome in rehearse_all(todo) if todo else ():
             progress.advance(1)
             if isinstance(outcome, Failure):
-                raise HeldError(f"fold {done.fold} cannot be trained: {outcome.error}; the same command tries again")
+                failures.append(f"fold {done.fold}: {outcome.error}")
+                continue
             epoch = outcome[sealed_epoch(outcome, task.train.early_stopping) - 1]
             figures = {key: epoch[key] for key, _ in METRICS.values() if epoch.get(key) is not None}
             folds.append({"fold": done.fold, "num_val": int((numbers == done.fold).sum()), **figures})
+            store.write(_path(done), encode(folds[-1]))
     run.stage("folds", progress.seconds, 0)
+    if failures:
+        raise HeldError(
+            f"{counted(len(failures), 'fold')} cannot be trained; the same command tries again. {failures[0]}"
+        )
     folds.sort(key=lambda fold: fold["fold"])
     document = {"folds": folds, **_spread(folds)}
     say(f"{len(folds)} folds of {int((numbers >= 0).sum()):,} images, each held out once: {_words(document)}")
     return document
+
+
+def _path(task: TrainTask) -> str:
+    return layout.fold(task.run_key, task.train.folds or 0, task.fold or 0)
+
+
+def _read(store: Storage, task: TrainTask) -> Document | None:
+    try:
+        return read_document(store, _path(task))
+    except NotFoundError:
+        return None
 
 
 def _spread(folds: Sequence[Document]) -> Document:

@@ -49,7 +49,7 @@ def _night(run: Run, root: Path) -> None:
         say(f"wrote the digits to {root / 'digits'}")
     plan, _ = make_plan(run)
     version = train_model(run)
-    evaluate(run, "val+test", version)
+    evaluate(run, None, version)
     label_plan(run, plan, version)
 
 

@@ -46,8 +46,8 @@ class Question:
 
     task: EvaluateTask
     dataset: str
-    rows: str
-    test_set: str | None
+    rows: str  # the same for the same rows with the same truth
+    is_test: bool
     shards: Sequence[Shard]
     named: list[set[str | None]]
     tables: bool  # else loose images
@@ -64,7 +64,7 @@ class Question:
 
 
 def evaluate(run: Run, split: str | None, version: str, known: bool = False) -> Document:
-    """Judge a version on `split` (several: `val+test`); return the evaluation.
+    """Judge a version on `split` (several: `train+val`); return the evaluation.
 
     A version has one look at a test set: whoever asks again is given what was found then. `known`: also of other splits what
     was found before is good enough.
@@ -73,6 +73,8 @@ def evaluate(run: Run, split: str | None, version: str, known: bool = False) -> 
     asked = _question(run, plan, split, version)
     run.note(model=asked.judged)
     document = _looked_before(run, asked) or (_found(run, asked.path) if known else None) or _judged(run, plan, asked)
+    if asked.is_test:  # by now; others may have looked since this one did
+        document["looks"] = count_looks(run.store, asked.dataset, asked.rows)
     run.store.write(f"{layout.bundle(asked.task.model, version)}/evaluation.json", encode(document))
     run.note(evaluation={key: document[key] for key in NOTED if key in document})
     announce(document)
@@ -90,33 +92,35 @@ def _question(run: Run, plan: Plan, split: str | None, version: str) -> Question
             source, [s for s in config.evaluate.slices if s not in partition_names(paths)], "evaluate.slices"
         )
     named = named_splits(shards, source, config.storage)
-    splits = tuple(split_name(name) for name in split.split("+")) if split else (_default_split(run, named),)
+    splits = _asked_splits(split) or (_default_split(run, named),)
     threads = max(1, math.ceil(config.label.cpus_per_worker))
     task = EvaluateTask(
         config.store, config.storage, source, config.split, config.label, config.model.name, version, splits, threads,
         config.model.builder, config.evaluate.slices,
     )  # fmt: skip
 
-    def holding(wanted: Sequence[str]) -> list[Shard]:
-        # Rows that the input puts into no split (None) get theirs by a hash of their bytes: those must be read to know.
-        return [shard for shard, found in zip(shards, named, strict=True) if found & {*wanted, None}]
+    # Rows that the input puts into no split (None) get theirs by a hash of their bytes: those must be read to know.
+    wanted = [shard for shard, found in zip(shards, named, strict=True) if found & {*splits, None}]
+    by_hash = any(None in found for found in named)
+    rows = rows_digest(wanted, source, config.split if by_hash else None, splits)
+    return Question(task, plan.dataset, rows, TEST in splits, wanted, named, tables)
 
-    rows = rows_digest(holding(splits), source, config.split, splits)
-    test_set = rows_digest(holding([TEST]), source, config.split, [TEST]) if TEST in splits else None
-    return Question(task, plan.dataset, rows, test_set, holding(splits), named, tables)
+
+def _asked_splits(split: str | None) -> tuple[str, ...]:
+    splits = tuple(sorted({split_name(name) for name in split.split("+")})) if split else ()
+    if TEST in splits and len(splits) > 1:
+        raise UsageError(
+            f"--split {split}: the test set is judged by itself, since a version has one look at it; judge on test, and on the "
+            "others apart from it"
+        )
+    return splits
 
 
 def _looked_before(run: Run, asked: Question) -> Document | None:
     """Return what was found when this version looked at this test set, None when it has not."""
-    look = read_look(run.store, asked.dataset, asked.test_set, asked.judged) if asked.test_set else None
+    look = read_look(run.store, asked.dataset, asked.rows, asked.judged) if asked.is_test else None
     if look is None:
         return None
-    splits = "+".join(asked.task.splits)
-    if look["split"] != splits:
-        raise UsageError(
-            f"{asked.judged} has had its one look at this test set, on {look['at']} as split {look['split']}, and a second one, "
-            f"as {splits}, would make it part of choosing; ask for {look['split']} again to read what was found, or judge on val"
-        )
     document = _found(run, look["evaluation"])
     if document is None:  # somebody removed it: nobody learns anything new from finding it again
         return None
@@ -138,7 +142,7 @@ def _judged(run: Run, plan: Plan, asked: Question) -> Document:
     """Judge the rows, and keep figures and rows in the store before the look is on record."""
     store, task = run.store, asked.task
     bundle = read_bundle_document(store, task.model, task.version)
-    _check_kind(bundle, task.input, task)
+    check_kind(bundle, task.input, asked.judged)
     sums = _add_up(run, asked.shards, task, LabelSums() if "thresholds" in bundle else Sums())
     if not sums.num_images:
         raise InputError(_nothing_judged(run, asked, sums))
@@ -150,26 +154,24 @@ def _judged(run: Run, plan: Plan, asked: Question) -> Document:
     document = {
         "split": "+".join(task.splits), "dataset": asked.dataset, "plan": plan.n, "model": task.model, "version": task.version,
         "run_id": run.id, "evaluated_at": utc_now(), "classes": names, **figures, "slices": sliced(rows, task.slices),
-        "rows": f"{asked.path}.parquet", "test_set": asked.test_set,
+        "rows": f"{asked.path}.parquet",
     }  # fmt: skip
     document["misclassified"] = document["misclassified"][:MISTAKES_KEPT]
-    if asked.test_set:
-        document["looks"] = count_looks(store, asked.dataset, asked.test_set) + 1
     write_table(store, f"{asked.path}.parquet", rows)
     store.write(f"{asked.path}.json", encode(document))
-    if asked.test_set:
-        look = {"at": document["evaluated_at"], "run_id": run.id, "split": document["split"], "evaluation": asked.path}
-        record_look(store, asked.dataset, asked.test_set, asked.judged, look)
+    if asked.is_test:
+        look = {"at": document["evaluated_at"], "run_id": run.id, "evaluation": asked.path}
+        record_look(store, asked.dataset, asked.rows, asked.judged, look)
     return document
 
 
-def _check_kind(bundle: Document, source: InputSettings, task: EvaluateTask) -> None:
+def check_kind(bundle: Document, source: InputSettings, judged: str) -> None:
     """Raise InputError when the model answers with one label and the input has several, or the other way round."""
     multi_label = "thresholds" in bundle
     if multi_label != source.multi_label:
         kind, key = ("any number of labels", "labels_column") if multi_label else ("one label", "label_column")
         raise InputError(
-            f"{task.model}@{task.version} answers with {kind} for an image, and the input does not say what they are; set input.{key} "
+            f"{judged} answers with {kind} for an image, and the input does not say what they are; set input.{key} "
             f"(which is {getattr(source, key)}, and no other), or judge another model"
         )
 

@@ -13,7 +13,7 @@ from jobs.plan import present_plan
 from jobs.runs import Run, utc_now
 from jobs.survey import check_examples
 from pipeline import layout
-from pipeline.documents import digest
+from pipeline.documents import Document, digest
 from pipeline.errors import HeldError, InputError, ModelError, NotFoundError
 from pipeline.examples import Examples, fingerprint, load_examples
 from pipeline.plans import Plan
@@ -22,7 +22,6 @@ from pipeline.settings import InputSettings, ModelSettings
 from pipeline.shards import Shard
 from pipeline.storage import open_storage
 from pipeline.tasks import ExamplesTask, TrainTask
-from pipeline.trainsettings import TrainSettings
 from pipeline.tunesettings import with_values
 from pipeline.weightsource import Published, Sealed, weight_source
 
@@ -45,8 +44,19 @@ class Prepared:
     def with_values(self, run: Run, values: Mapping[str, Any]) -> "Prepared":
         """Return the same training with other values of `train.KEY`, under its own key."""
         settings = with_values(self.task.train, dict(values))
-        key = run_key(run, self.plan, self.task.input, self.weights, settings)
+        key = _run_key(run, self.plan, self.task.input, self.weights, settings.model_dump(exclude=EXECUTION))
         return replace(self, task=replace(self.task, train=settings, run_key=key))
+
+    def tuning_key(self, run: Run) -> str:
+        """Return the identity of all trainings that differ in the values of `tune.space` only."""
+        settings, tuned = self.task.train.model_dump(exclude=EXECUTION), sorted(run.config.tune.space)
+        for key in tuned:
+            *sections, last = key.split(".")[1:]
+            section = settings
+            for name in sections:
+                section = section[name]
+            section[last] = "tuned"
+        return _run_key(run, self.plan, self.task.input, self.weights, settings)
 
     @property
     def num_train(self) -> int:
@@ -77,7 +87,7 @@ def prepare(run: Run) -> Prepared:
         raise InputError(
             f"{num_train} training images are fewer than train.workers ({config.train.workers.max}); use fewer workers"
         )
-    key = run_key(run, plan, source, weights, config.train)
+    key = _run_key(run, plan, source, weights, config.train.model_dump(exclude=EXECUTION))
     task = TrainTask(
         config.store, config.storage, source, config.split, model, config.train, config.seed,
         plan.dataset, plan.shards, name, classes.names, key, utc_now(),
@@ -165,7 +175,7 @@ def _weights_identity(run: Run, model: ModelSettings) -> str:
         raise ModelError(f"model.weights: {model.weights} does not exist; give a safetensors state dict") from error
 
 
-def run_key(run: Run, plan: Plan, source: InputSettings, weights: str | None, settings: TrainSettings) -> str:
+def _run_key(run: Run, plan: Plan, source: InputSettings, weights: str | None, train: Document) -> str:
     """Return the training's identity: what is trained on and how, but not on how many workers."""
     config = run.config
     return digest(
@@ -176,7 +186,7 @@ def run_key(run: Run, plan: Plan, source: InputSettings, weights: str | None, se
             "model": config.model.model_dump(exclude={"version", "weights", "threshold"}),
             "weights": weights,
             **({"size_px": source.size_px} if source.size_px else {}),
-            "train": settings.model_dump(exclude=EXECUTION),
+            "train": train,
             "seed": config.seed,
         }
     )

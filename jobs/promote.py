@@ -1,10 +1,13 @@
 """`nightshift promote`: make a version production if it deserves it."""
 
+import pyarrow as pa
+
 from jobs.console import counted, say
 from jobs.evaluate import evaluate
 from jobs.runs import Run, utc_now
 from pipeline.documents import Document
 from pipeline.errors import HeldError, UsageError
+from pipeline.judged import KEY
 from pipeline.promotion import Comparison, compare, objections, point_to, pointer
 from pipeline.registry import newest_training, read_bundle_document, resolve
 from pipeline.tables import read_table
@@ -22,11 +25,18 @@ def work(run: Run) -> None:
     if version == current["version"]:
         say(f"{model.name}@{version} is production already; another one: --set model.version=VERSION")
         return
+    if current.get("instead_of") == version and model.version is None:
+        raise HeldError(
+            f"{model.name}@{version} was taken back by a rollback on {current['at']}, so it is not promoted by itself again; if it "
+            f"deserves that now: --set model.version={version}"
+        )
     _refuse_other_kind(run, version, current["version"])
     its, mine = (evaluate(run, None, chosen, known=True) for chosen in (current["version"], version))
-    comparison = compare(*(read_table(run.store, document["rows"]) for document in (mine, its)))
+    comparison = compare(*(_rows(run, document) for document in (mine, its)))
     _say(mine, its, comparison)
     reasons = list(objections(mine, comparison, run.config.promote))
+    if failed := run.record["failed_files"]:
+        reasons.append(f"{counted(len(failed), 'input file')} cannot be read, so not all images were compared")
     run.note(promotion={"from": its["version"], "to": version, **_counts(comparison), "objections": reasons})
     if reasons:
         raise HeldError(
@@ -36,6 +46,11 @@ def work(run: Run) -> None:
     document = {"version": version, "at": utc_now(), "reason": reason, "run_id": run.id, "evaluation": mine["rows"]}
     point_to(run.store, model.name, document, number)
     say(f"{model.name}@{version} is production: it labels from now on; nightshift rollback CONFIG goes back")
+
+
+def _rows(run: Run, document: Document) -> pa.Table:
+    columns = [*KEY, "errors", *(["unknown"] if document.get("task") == "multi_label" else [])]
+    return read_table(run.store, document["rows"], columns)
 
 
 def _refuse_other_kind(run: Run, version: str, current: str) -> None:

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from jobs.console import counted, say, stage
-from jobs.evaluate import named_splits
+from jobs.evaluate import check_kind, named_splits
 from jobs.plan import present_plan
 from jobs.runs import Run, utc_now
 from pipeline import layout
 from pipeline.documents import Document, encode
 from pipeline.errors import HeldError, InputError, UsageError
-from pipeline.registry import generation, resolve
+from pipeline.registry import generation, read_bundle_document, resolve
 from pipeline.robustsums import RobustSums, summarize_robustness
 from pipeline.selection import live_paths, row_settings, selected
 from pipeline.shards import Shard
@@ -37,6 +37,10 @@ def work(run: Run, split: str | None = None) -> None:
     names = config.robustness.corruptions or tuple(known)
     version = resolve(run.store, config.model)
     run.note(model=f"{config.model.name}@{version}")
+    if config.input.label_column or config.input.labels_column:
+        check_kind(
+            read_bundle_document(run.store, config.model.name, version), config.input, f"{config.model.name}@{version}"
+        )
     source = row_settings(config.input, live_paths(plan.shards))
     shards = selected(plan.shards, config.input)
     named = named_splits(shards, source, config.storage)
@@ -46,6 +50,8 @@ def work(run: Run, split: str | None = None) -> None:
         config.store, config.storage, source, label, generation(plan.dataset, config.model.name, version, source, label),
         version, run.id, max(1, math.ceil(label.cpus_per_worker)), config.model.builder,
     )  # fmt: skip
+    if len(wanted) > config.robustness.max_images:  # one image of each would be too many
+        wanted = sorted(wanted, key=lambda shard: shard.id)[: config.robustness.max_images]
     share = math.ceil(config.robustness.max_images / max(1, len(wanted)))
     sums = _probe(run, wanted, ProbeTask(asked, source, config.split, splits, names, SEVERITIES, share))
     if not sums.num_images:

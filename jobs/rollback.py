@@ -18,9 +18,10 @@ def work(run: Run) -> None:
         )
     restores, version = before
     resolve(run.store, model.model_copy(update={"version": version}))  # it may have been cleaned away
-    reason = f"rollback from {current['version']}"
-    point_to(
-        run.store, model.name, {"version": version, "at": utc_now(), "reason": reason, "restores": restores}, number
-    )
+    document = {
+        "version": version, "at": utc_now(), "reason": f"rollback from {current['version']}", "restores": restores,
+        "instead_of": current["version"],
+    }  # fmt: skip
+    point_to(run.store, model.name, document, number)
     run.note(model=f"{model.name}@{version}", promotion={"from": current["version"], "to": version, "objections": []})
     say(f"{model.name}@{version} is production again: it labels from now on")

@@ -6,7 +6,7 @@ from jobs.preparation import prepare
 from jobs.runs import Run, utc_now
 from pipeline import layout
 from pipeline.documents import Document, encode, read_document
-from pipeline.errors import NightshiftError, NotFoundError
+from pipeline.errors import NightshiftError, NotFoundError, UsageError
 from pipeline.examples import Examples, Learned
 from pipeline.plans import Plan
 from pipeline.registry import production, promote_first
@@ -25,6 +25,9 @@ def train_model(run: Run, again: bool = False, trial: str | None = None) -> str:
     if config.train.mode == "none":
         from pipeline.adoption import adopt
 
+        if trial:
+            raise UsageError("--trial: train.mode is none, so nothing is trained with its values; set train.mode")
+
         version = adopt(run.store, config.model, config.storage, config.input.size_px)
         say(f"adopted {config.model.builder} as {config.model.name}@{version}")
     else:
@@ -40,27 +43,32 @@ def train_model(run: Run, again: bool = False, trial: str | None = None) -> str:
 def _fit(run: Run, again: bool, trial: str | None) -> str:
     config, prepared = run.config, prepare(run)
     if trial:
-        values = values_of(run.store, prepared.task.run_key, trial)
+        values = values_of(run.store, prepared.tuning_key(run), trial)
         say(f"with the values of trial {trial}: {', '.join(f'{key}={value}' for key, value in values.items())}")
         prepared = prepared.with_values(run, values)
     task = prepared.task
+    crossed = cross_validate(run, prepared) if config.train.folds else None
     finished = _finished(run, task.run_key)
     if finished and not again:
+        _keep_folds(run, finished, crossed)
         say(f"this training is finished already, as {config.model.name}@{finished}; --again repeats it")
         return finished
-    crossed = cross_validate(run, prepared) if config.train.folds else None
     _train(run, task, prepared.num_train, again)
     version = _finished(run, task.run_key)
     if version is None:
         raise NightshiftError(
             "training ended without a result; run the command again, it continues from the last checkpoint"
         )
-    if crossed:
-        run.store.write(f"{layout.bundle(config.model.name, version)}/folds.json", encode(crossed))
-        run.note(folds=crossed)
+    _keep_folds(run, version, crossed)
     _keep_photos(run, prepared.plan, prepared.examples, version)
     _say_how_it_went(run, task.run_key, prepared.num_train)
     return version
+
+
+def _keep_folds(run: Run, version: str, crossed: Document | None) -> None:
+    if crossed:
+        run.store.write(f"{layout.bundle(run.config.model.name, version)}/folds.json", encode(crossed))
+        run.note(folds=crossed)
 
 
 def _finished(run: Run, key: str) -> str | None:

@@ -1,16 +1,20 @@
 """`nightshift tune`: try other values of `train`, and say which did best on validation images."""
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from jobs.console import counted, say, stage
 from jobs.preparation import prepare
 from jobs.runs import Run
 from pipeline import layout
 from pipeline.documents import Document, encode
-from pipeline.errors import InputError, ModelError, UsageError
+from pipeline.errors import HeldError, InputError, ModelError, UsageError
 from pipeline.tasks import TrainTask
-from pipeline.trials import METRICS, Trial, ranked, read_trial, summary
+from pipeline.trials import METRICS, Trial, ranked, read_trials, summary
 from pipeline.tunesettings import Range, on_the_border
+
+if TYPE_CHECKING:
+    from cluster.tuner import Trials
 
 SAID = 5
 
@@ -32,12 +36,19 @@ def work(run: Run) -> None:
         raise InputError(
             "tuning chooses by validation images, and there are none; give some (split.val, or a split column)"
         )
-    trials = _try(run, prepared.task)
-    key, patience = prepared.task.run_key, config.train.early_stopping
-    records = list({trial.id: _record(run, trial) for trial in trials}.values())  # equal values are one trial
-    found = ranked([summary(record, settings.metric, patience) for record in records], settings.metric)
+    key = prepared.tuning_key(run)
+    tried = _try(run, prepared.task, key)
+    records: dict[str, Document] = {
+        trial.id: {"trial": trial.id, "values": trial.values, "history": [], "state": "failed"} for trial in tried.drawn
+    }
+    records |= {record["trial"]: record for record in read_trials(run.store, key)}  # of earlier runs too
+    for name, error in tried.given_up.items():
+        records[name] |= {"state": "failed", "error": error}
+    found = ranked(
+        [summary(record, settings.metric, config.train.early_stopping) for record in records.values()], settings.metric
+    )
     if found[0]["state"] != "finished":
-        error = next((record["error"] for record in records if "error" in record), "no worker came to its end")
+        error = next((record["error"] for record in records.values() if "error" in record), "nothing")
         raise ModelError(f"no trial came to its end; the first said: {error}")
     document = {
         "metric": METRICS[settings.metric][0], "space": settings.model_dump(mode="json")["space"], "trials": found,
@@ -46,9 +57,14 @@ def work(run: Run) -> None:
     run.store.write(layout.tuning(key), encode(document))
     run.note(tuning=document)
     _announce(document, run)
+    if tried.given_up:
+        name, error = next(iter(tried.given_up.items()))
+        raise HeldError(
+            f"{counted(len(tried.given_up), 'trial')} could not be run to the end; the same command tries again. {name}: {error}"
+        )
 
 
-def _try(run: Run, task: TrainTask) -> list[Trial]:
+def _try(run: Run, task: TrainTask, key: str) -> "Trials":
     from cluster.tuner import tune_over
 
     settings, ended = run.config.tune, 0
@@ -61,22 +77,17 @@ def _try(run: Run, task: TrainTask) -> list[Trial]:
             progress.advance(not over)
             progress.remark = f"{ended} of {settings.trials} trials over"
 
-        trials = tune_over(task, settings, told)
+        found = tune_over(task, key, settings, told)
     run.stage("tune", progress.seconds, 0)
-    return trials
-
-
-def _record(run: Run, trial: Trial) -> Document:
-    """Return a trial's record; one whose workers never came to an epoch has none."""
-    return read_trial(run.store, trial) or {"trial": trial.id, "values": trial.values, "history": [], "state": "failed"}
+    return found
 
 
 def _announce(document: Document, run: Run) -> None:
     best, space = document["trials"][0], run.config.tune.space
     states = Counter(trial["state"] for trial in document["trials"])
     say(
-        f"{counted(len(document['trials']), 'trial')}, of which {states['running']} were stopped early and {states['diverged']} "
-        f"diverged; by {document['metric']}:"
+        f"{counted(len(document['trials']), 'trial')}, of which {states['running']} were stopped early, {states['diverged']} "
+        f"diverged and {states['failed']} failed; by {document['metric']}:"
     )
     for trial in document["trials"][:SAID]:
         if trial["score"] is not None:

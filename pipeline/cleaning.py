@@ -26,6 +26,7 @@ from pipeline.shards import Shard
 from pipeline.storage import Entry, Storage, scheme_of
 
 AT_ONCE = 16
+FOUND = re.compile(r"/(result|tuning|trials/[^/]+|folds/[^/]+)\.json$")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
 Found = dict[str, list[Entry]]
@@ -219,8 +220,11 @@ def _features(scope: Scope, listed: Sequence[Entry], trainings: Sequence[Entry])
 
 
 def _trainings(scope: Scope, listed: Sequence[Entry]) -> list[Entry]:
-    """Return the checkpoints of trainings that nothing was written to since the cutoff; that they are finished stays known."""
-    return [entry for entry in _old_groups(scope, listed) if not entry.path.endswith("/result.json")]
+    """Return the checkpoints of trainings that nothing was written to since the cutoff.
+
+    That they are finished stays known, and so does what tuning and cross-validation found.
+    """
+    return [entry for entry in _old_groups(scope, listed) if not FOUND.search(entry.path)]
 
 
 def _cache(scope: Scope, listed: Sequence[Entry]) -> list[Entry]:

@@ -6,6 +6,7 @@
     │   ├── InputError                  the input data set cannot be used as described
     │   │   └── EmptyInputError         there is nothing to read at all: hold the night if there was something before
     │   └── ModelError                  weights, builder or bundle do not fit
+    │       └── DivergedError           training diverged: another learning rate
     ├── StorageError                    the store answered no, and asking again will not help
     │   ├── NotFoundError               no such object
     │   ├── AccessDeniedError           it may exist, but not for us: mend credentials or permissions
@@ -48,6 +49,10 @@ class EmptyInputError(InputError):
 
 class ModelError(UsageError):
     """Weights, builder or bundle do not fit together."""
+
+
+class DivergedError(ModelError):
+    """A training whose loss or weights are no finite numbers any more, or whose loss exploded."""
 
 
 class StorageError(NightshiftError):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.batches import Batch, decoded_batches, decoder
 from pipeline.bundle import load_bundle
@@ -19,6 +20,7 @@ from pipeline.metrics import Sums
 from pipeline.rows import Row, ShardReader
 from pipeline.schema import judged_schema
 from pipeline.shards import Shard
+from pipeline.slices import slice_type
 from pipeline.splits import split_of
 from pipeline.storage import open_storage
 from pipeline.tasks import EvaluateTask
@@ -51,9 +53,12 @@ class Judge:
                 rows = self._add_sets(sums, batch)
             else:
                 rows = self._add(sums, batch)
-            schema = schema or judged_schema(self._reader.extra_fields(shard), isinstance(sums, LabelSums))
+            schema = schema or judged_schema(self._slice_fields(shard), isinstance(sums, LabelSums))
             sums.rows.append(judged_rows(*rows, schema))
         return sums
+
+    def _slice_fields(self, shard: Shard) -> list[pa.Field]:
+        return [pa.field(f.name, slice_type(f.name, f.type)) for f in self._reader.extra_fields(shard)]
 
     def _add(self, sums: Sums, batch: Batch) -> Judged:
         classes = self._predictor.bundle.architecture.classes
@@ -82,6 +87,7 @@ class Judge:
         # As the label files have them, so that judging those gives the same figures.
         probabilities = meaning.probabilities(self._predictor.logits(batch)).astype(np.float32)
         labels = [LabelSet(row.labels or (), row.absent) for row in batch.good]
+        strange = [sum(classes.index_of(name) is None for name in label.there) for label in labels]
         known = LabelMatrix(labels, classes)[np.arange(len(labels))]
         sums.probabilities.append(probabilities)
         sums.known.append(known)
@@ -90,9 +96,11 @@ class Judge:
         wrong = (answered != (known == PRESENT)) & (known != UNKNOWN)
         found = [
             {
-                "labels": [classes.names[k] for k in np.flatnonzero(known[i] == PRESENT)], "absent": label.absent,
+                "labels": [classes.names[k] for k in np.flatnonzero(known[i] == PRESENT)],
+                "absent": _absent(label),
                 "predicted": [classes.names[k] for k in np.flatnonzero(answered[i])],
                 "confidence": float(probabilities[i].max()), "probabilities": probabilities[i], "errors": int(wrong[i].sum()),
+                "unknown": strange[i],
             }
             for i, label in enumerate(labels)
         ]  # fmt: skip
@@ -115,6 +123,11 @@ class Judge:
         if row.split:
             return row.split
         return split_of(row.group or row.content_hash or "", self._task.split)
+
+
+def _absent(label: LabelSet) -> list[str] | None:
+    """Return the labels known not to be there; one that is said to be there as well is neither."""
+    return None if label.absent is None else [name for name in label.absent if name not in label.there]
 
 
 def _mistake(row: Row, truth: Labels, guess: Labels, confidence: float) -> dict[str, object]:

@@ -1,12 +1,14 @@
 """Examples: what training knows of each readable image of a plan - where it is, its label, its side of the split.
 
 One table per shard in the store, made once by a cluster job. For a frozen backbone it also holds the features. Only rows
-to learn from and to validate on leave it as examples: no code that has `Examples` can look at a test image.
+to learn from and to validate on leave it as examples, and readers of inputs take an `Examples` and read what it names: no
+training can look at a test image.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -81,6 +83,11 @@ class Examples:
     unreadable: int
     label_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     groups: list[str] = field(default_factory=list)  # those of one group never part; without groups: the content's hash
+
+    @cached_property
+    def kept(self) -> dict[str, Indices]:
+        """The slots of each shard's examples, by its id: all that training reads of it."""
+        return {shard.id: self.slots[self.shard_numbers == number] for number, shard in enumerate(self.shards)}
 
     def of(self, split: Learned) -> Indices:
         """Return the examples of one split that have a label."""

@@ -200,12 +200,16 @@ def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Cour
     architecture = start.architecture
     examples = load_examples(store, task.dataset, task.examples, task.shards, task.split, task.input.multi_label)
     targets = _targets(examples, architecture.classes, task.input.multi_label)
-    read = feature_reader(store, task) if task.cached else pixel_reader(store, task, architecture.transforms, threads)
+    read = (
+        feature_reader(store, task, examples)
+        if task.cached
+        else pixel_reader(store, task, examples, architecture.transforms, threads)
+    )
     budget = task.train.cache_mb * 2**20
     inputs = Inputs(examples, targets, ShardCache(task.shards, read, budget))
     if task.train.augment.changes_pictures:
         augmenter = Augmenter(task.train.augment, architecture.transforms, task.input.max_pixels, task.seed)
-        encoded = ShardCache(task.shards, encoded_reader(store, task), budget)
+        encoded = ShardCache(task.shards, encoded_reader(store, task, examples), budget)
         inputs = replace(inputs, pictures=Pictures(encoded, augmenter, threads))
     learnt, val = _chosen(task, examples)
     if isinstance(targets, np.ndarray):  # of what is held out, and so learnt in other folds, training may know no class

@@ -26,10 +26,11 @@ def fold_numbers(examples: Examples, num_folds: int, seed: int) -> npt.NDArray[n
     InputError
         When there are fewer groups than folds.
     """
+    together = _together(examples)
     members: dict[str, list[int]] = defaultdict(list)
     for split in LEARNED:
         for i in examples.of(split):
-            members[examples.groups[i]].append(int(i))
+            members[together[examples.groups[i]]].append(int(i))
     if len(members) < num_folds:
         raise InputError(
             f"{len(members)} groups of labelled images cannot be held out in {num_folds} folds (train.folds); give fewer folds, or "
@@ -52,6 +53,21 @@ def fold_numbers(examples: Examples, num_folds: int, seed: int) -> npt.NDArray[n
         held[chosen].update(labels[group])
         sizes[chosen] += len(members[group])
     return numbers
+
+
+def _together(examples: Examples) -> dict[str, str]:
+    """Return for each group the one that stands for all groups that share an image with it, byte for byte."""
+    standing = {group: group for group in examples.groups}
+    seen: dict[str, str] = {}
+
+    def first(group: str) -> str:
+        while standing[group] != group:
+            standing[group] = group = standing[standing[group]]
+        return group
+
+    for content, group in zip(examples.hashes, examples.groups, strict=True):
+        standing[first(group)] = first(seen.setdefault(content, group))
+    return {group: first(group) for group in standing}
 
 
 def fold_of(examples: Examples, num_folds: int, fold: int, seed: int) -> tuple[Indices, Indices]:

@@ -24,6 +24,9 @@ def judged_rows(rows: Sequence[Row], found: Sequence[dict[str, Any]], schema: pa
 
 
 def joined_rows(tables: Sequence[pa.Table]) -> pa.Table:
-    """Return all rows, in an order that no worker decides; columns of the input get a type that holds all values."""
-    table: pa.Table = pa.concat_tables(tables, promote_options="permissive")
-    return table.sort_by([(name, "ascending") for name in KEY])
+    """Return all rows, in an order that no worker decides; a column of numbers here and text there becomes text."""
+    schema = tables[0].schema
+    for place, field in enumerate(schema):
+        if len({table.schema.field(place).type for table in tables}) > 1:
+            schema = schema.set(place, pa.field(field.name, pa.string()))
+    return pa.concat_tables([table.cast(schema) for table in tables]).sort_by([(name, "ascending") for name in KEY])

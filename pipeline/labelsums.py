@@ -53,7 +53,7 @@ def summarize_labels(sums: LabelSums, names: Sequence[str], thresholds: Sequence
 
     `map` is the mean average precision over the classes that occur; `exact` the share of images whose labels are all
     right; `top1` that of images whose best class is one of theirs; `loss` the mean binary cross entropy. `calibration` is of
-    each class of each image by itself, `coverage` of images by their best class, right when all their labels are.
+    the labels that are said, `coverage` of images by their best class, right when all their labels are.
     """
     probabilities, known = np.concatenate(sums.probabilities), np.concatenate(sums.known)
     said = probabilities >= np.asarray(thresholds)
@@ -63,7 +63,8 @@ def summarize_labels(sums: LabelSums, names: Sequence[str], thresholds: Sequence
     total, top1 = len(known), int(_best_is_right(probabilities, known).sum())
     scores = [row["f1"] for row in classes if row["f1"] is not None]
     pairs, images = Sureness(), Sureness()
-    pairs.add(probabilities[known != UNKNOWN], (known == PRESENT)[known != UNKNOWN])
+    judged = said & (known != UNKNOWN)  # all others are so many, and so surely absent, that they would hide the rest
+    pairs.add(probabilities[judged], (known == PRESENT)[judged])
     images.add(probabilities.max(axis=1), ~wrong.any(axis=1))
     return {
         "task": "multi_label",

@@ -100,6 +100,11 @@ def tuning(run_key: str) -> str:
     return f"{training(run_key)}/tuning.json"
 
 
+def fold(run_key: str, num_folds: int, number: int) -> str:
+    """Path of what one fold of a cross-validation found."""
+    return f"{training(run_key)}/folds/{num_folds}-{number}.json"
+
+
 def bundle(model: str, version: str) -> str:
     """Folder of one sealed bundle."""
     return f"models/{model}/{version}"

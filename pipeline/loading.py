@@ -1,7 +1,7 @@
 """Training inputs by example: whole shards are read, decoded once, and kept as long as a memory budget allows."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -9,13 +9,14 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import torch
 
 from pipeline.batches import decoded_batches, decoder
 from pipeline.errors import IntegrityError
 from pipeline.examples import Examples, read_examples
 from pipeline.lanes import Indices
-from pipeline.rows import ShardReader
+from pipeline.rows import Row, ShardReader
 from pipeline.shards import Shard
 from pipeline.storage import Storage
 from pipeline.tasks import TrainTask
@@ -51,8 +52,9 @@ class Inputs:
         numbers = self.examples.shard_numbers[indices]
         for number in np.unique(numbers):
             held = cache.get(int(number))
+            kept = self.examples.kept[self.examples.shards[number].id]
             for place in np.flatnonzero(numbers == number):
-                rows[place] = held[self.examples.slots[indices[place]]]
+                rows[place] = held[int(np.searchsorted(kept, self.examples.slots[indices[place]]))]
         return rows
 
 
@@ -110,26 +112,23 @@ class ShardCache(Generic[Kind]):
         return self._arrays[number]
 
 
-def feature_reader(store: Storage, task: TrainTask) -> ReadShard:
-    """Return a reader of cached features, float32 [n, D]."""
+def feature_reader(store: Storage, task: TrainTask, examples: Examples) -> ReadShard:
+    """Return a reader of the cached features of a shard's examples, float32 [n, D]."""
 
     def read(shard: Shard) -> Array:
-        table = read_examples(store, task.dataset, task.examples, shard, ("segment", "features"))
-        column = table["features"].combine_chunks()
+        column = _kept(store, task, examples, shard, ("segment", "features"))["features"].combine_chunks()
         return np.asarray(column.flatten()).reshape(len(column), column.type.list_size)
 
     return read
 
 
-def encoded_reader(store: Storage, task: TrainTask) -> Callable[[Shard], Encoded]:
-    """Return a reader of encoded pictures, those of the examples."""
+def encoded_reader(store: Storage, task: TrainTask, examples: Examples) -> Callable[[Shard], Encoded]:
+    """Return a reader of the encoded pictures of a shard's examples."""
     reader = ShardReader(task.input, task.storage)
 
     def read(shard: Shard) -> Encoded:
-        table = read_examples(store, task.dataset, task.examples, shard, ("segment", "position"))
-        wanted = set(zip(table["segment"].to_pylist(), table["position"].to_pylist(), strict=True))
-        rows = [row for rows in reader.read(shard) for row in rows if (row.segment, row.position) in wanted]
-        found = [row.data for row in rows if row.data is not None]
+        wanted = _places(store, task, examples, shard)
+        found = [row.data for rows in _only(reader.read(shard), wanted) for row in rows if row.data is not None]
         if len(found) != len(wanted):
             raise _moved(shard, len(found), len(wanted))
         return Encoded(found)
@@ -137,19 +136,39 @@ def encoded_reader(store: Storage, task: TrainTask) -> Callable[[Shard], Encoded
     return read
 
 
-def pixel_reader(store: Storage, task: TrainTask, transforms: Transforms, threads: int) -> ReadShard:
-    """Return a reader of decoded images, uint8 [n, H, W, C]."""
+def pixel_reader(
+    store: Storage, task: TrainTask, examples: Examples, transforms: Transforms, threads: int
+) -> ReadShard:
+    """Return a reader of the decoded images of a shard's examples, uint8 [n, H, W, C]."""
     reader, decode_row = ShardReader(task.input, task.storage), decoder(transforms, task.input.max_pixels)
 
     def read(shard: Shard) -> Array:
-        batches = decoded_batches(reader.read(shard), decode_row, transforms, threads)
+        wanted = _places(store, task, examples, shard)
+        batches = decoded_batches(_only(reader.read(shard), wanted), decode_row, transforms, threads)
         pixels = np.concatenate([batch.pixels for batch in batches])
-        expected = read_examples(store, task.dataset, task.examples, shard, ("segment",)).num_rows
-        if len(pixels) != expected:
-            raise _moved(shard, len(pixels), expected)
+        if len(pixels) != len(wanted):
+            raise _moved(shard, len(pixels), len(wanted))
         return pixels
 
     return read
+
+
+Place = tuple[str, int]  # segment, row in the file
+
+
+def _kept(store: Storage, task: TrainTask, examples: Examples, shard: Shard, columns: Sequence[str]) -> pa.Table:
+    return read_examples(store, task.dataset, task.examples, shard, columns).take(examples.kept[shard.id])
+
+
+def _places(store: Storage, task: TrainTask, examples: Examples, shard: Shard) -> set[Place]:
+    table = _kept(store, task, examples, shard, ("segment", "position"))
+    return set(zip(table["segment"].to_pylist(), table["position"].to_pylist(), strict=True))
+
+
+def _only(lists: Iterable[list[Row]], wanted: set[Place]) -> Iterator[list[Row]]:
+    for rows in lists:
+        if chosen := [row for row in rows if (row.segment, row.position) in wanted]:
+            yield chosen
 
 
 def _moved(shard: Shard, found: int, expected: int) -> IntegrityError:

@@ -6,6 +6,7 @@ is. So every look is a file in the store that is made once, named after the test
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from statistics import NormalDist
 
 from pipeline import layout
@@ -18,17 +19,26 @@ from pipeline.storage import Storage
 # What decides which rows are judged, and on which truth.
 ASKED = (
     "image_column", "uri_column", "label_column", "labels_column", "absent_column", "labels_separator", "split_column",
-    "group_column", "filter", "max_pixels",
+    "group_column", "filter",
 )  # fmt: skip
 
 
-def rows_digest(shards: Sequence[Shard], source: InputSettings, split: SplitSettings, splits: Sequence[str]) -> str:
-    """Return what tells these splits' rows from all others: the shards that may hold some, and how rows are chosen there."""
+def rows_digest(
+    shards: Sequence[Shard], source: InputSettings, split: SplitSettings | None, splits: Sequence[str]
+) -> str:
+    """Return what tells these splits' rows from all others: the shards that may hold some, and how rows are chosen there.
+
+    `split` are the shares of a hash split, None where the input names the split of every row. With a hash split any new
+    image may be one of these rows, so a new shard makes other rows of them.
+    """
+    shares = split.model_dump() if split else {}
+    if tuple(splits) == ("test",):  # which the share of val does not move
+        shares.pop("val", None)
     return digest(
         {
             "shards": sorted([shard.id, sorted(shard.tombstoned)] for shard in shards),
             "input": source.model_dump(mode="json", include=set(ASKED)),
-            "split": split.model_dump(),
+            "split": shares,
             "splits": sorted(splits),
         }
     )
@@ -42,14 +52,10 @@ def read_look(store: Storage, dataset: str, test_set: str, judged: str) -> Docum
         return None
 
 
-def record_look(store: Storage, dataset: str, test_set: str, judged: str, look: Document) -> Document:
-    """Record a look; return it, or the one that another run recorded first."""
-    path = layout.look(dataset, test_set, judged)
-    try:
-        store.create(path, encode(look))
-    except AlreadyExistsError:
-        return read_document(store, path)
-    return look
+def record_look(store: Storage, dataset: str, test_set: str, judged: str, look: Document) -> None:
+    """Record a look; one that another run has recorded meanwhile stays."""
+    with suppress(AlreadyExistsError):
+        store.create(layout.look(dataset, test_set, judged), encode(look))
 
 
 def count_looks(store: Storage, dataset: str, test_set: str) -> int:

@@ -212,8 +212,9 @@ def tried(tuning: Row) -> list[tuple[str, list[tuple[float, str]], list[tuple[fl
     lower_is_better = tuning["metric"] == "val_loss"
     worst = _worst_drawn([trial["score"] for trial in scored], lower_is_better)
     charts = []
-    for key, domain in tuning["space"].items():
-        if isinstance(domain, dict) and scored:
+    for key, given in tuning["space"].items():
+        domain = _range(given)
+        if domain and scored:
             place = partial(_place, domain)
             points = [
                 (place(trial["values"][key]), (min if lower_is_better else max)(trial["score"], worst), trial)
@@ -221,6 +222,17 @@ def tried(tuning: Row) -> list[tuple[str, list[tuple[float, str]], list[tuple[fl
             ]
             charts.append((key, [(place(mark), f"{mark:g}") for mark in _marks(domain)], points))
     return charts
+
+
+def _range(domain: Row | list[Any]) -> Row | None:
+    """Return the range that a list of numbers spans; None for words."""
+    if isinstance(domain, dict):
+        return domain
+    numbers = [value for value in domain if is_number(value) and not isinstance(value, bool)]
+    if len(set(numbers)) < 2 or len(numbers) < len(domain):
+        return None
+    low, high = min(numbers), max(numbers)
+    return {"min": low, "max": high, "log": low > 0 and high >= 8 * low}
 
 
 def _place(domain: Row, value: float) -> float:
@@ -241,4 +253,6 @@ def _worst_drawn(scores: Sequence[float], lower_is_better: bool) -> float:
     if not scores:
         return 0.0
     best, middle = (min if lower_is_better else max)(scores), median(scores)
+    if middle == best:
+        return (max if lower_is_better else min)(scores)
     return middle + 3 * (middle - best)

@@ -2,21 +2,19 @@
 
 import heapq
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.batches import Batch, decoded_batches, decoder
 from pipeline.corruptions import Corruption, by_name
-from pipeline.labelling import Labeller
-from pipeline.logits import Meaning
+from pipeline.labelling import Labeller, Predictor
 from pipeline.robustsums import CLEAN, RobustSums
 from pipeline.rows import Row, ShardReader
 from pipeline.shards import Shard
 from pipeline.splits import split_of
 from pipeline.tasks import ProbeTask
-from pipeline.transforms import Pixels
 from pipeline.truths import PRESENT, UNKNOWN, LabelMatrix, LabelSet
 
 Said = npt.NDArray[np.bool_]  # [B, K]
@@ -36,22 +34,24 @@ class Prober:
         label, sums = self._task.label.label.halved(halvings), RobustSums()
         predictor = self._labeller.predictor(shard)
         transforms = predictor.transforms
-        decode_row = decoder(transforms, self._task.input.max_pixels, label.exact)
+        decode_row = decoder(transforms, self._task.input.max_pixels, predictor.choice.exact_decoding)
         rows = self._chosen(shard, label.batch_size)
         lists = iter([rows[n : n + label.batch_size] for n in range(0, len(rows), label.batch_size)])
         for batch in decoded_batches(lists, decode_row, transforms, self._task.label.threads):
             sums.quarantined += len(batch.bad)
             if batch.good:
-                self._add(sums, batch, predictor.meaning, predictor.engine)
+                self._add(sums, batch, predictor)
         return sums
 
-    def _add(self, sums: RobustSums, batch: Batch, meaning: Meaning, engine: Any) -> None:
+    def _add(self, sums: RobustSums, batch: Batch, predictor: Predictor) -> None:
         names = self._labeller.classes.names
 
-        def said(pixels: Pixels) -> Said:
-            return meaning.said(meaning.probabilities(engine(pixels)))
+        meaning = predictor.meaning
 
-        clean, known = said(batch.pixels), self._known(batch.good)
+        def said(asked: Batch) -> Said:
+            return meaning.said(meaning.probabilities(predictor.logits(asked)))
+
+        clean, known = said(batch), self._known(batch.good)
         labelled = (known == PRESENT).any(axis=1) if meaning.thresholds is None else (known != UNKNOWN).any(axis=1)
         sums.num_images += len(batch.good)
         sums.num_labelled += int(labelled.sum())
@@ -80,9 +80,11 @@ class Prober:
         """Return what is known of the rows, int8 [B, K]; of an image with one label the others are absent."""
         many = self._task.input.multi_label
         sets = [
-            (LabelSet(row.labels or (), row.absent) if row.labels is not None else LabelSet((), ()))
-            if many
-            else LabelSet((row.label,) if row.label is not None else ())
+            LabelSet(row.labels, row.absent)
+            if row.labels is not None
+            else LabelSet((row.label,))
+            if row.label is not None and not many
+            else LabelSet((), ())
             for row in rows
         ]
         return LabelMatrix(sets, self._labeller.classes)[np.arange(len(rows))]
@@ -99,8 +101,9 @@ class Prober:
         return row.split or split_of(row.group or row.content_hash or "", self._task.split)
 
 
-def _spoilt(batch: Batch, corruption: Corruption, severity: int) -> Pixels:
-    return np.stack([corruption(p, severity, _key(row)) for p, row in zip(batch.pixels, batch.good, strict=True)])
+def _spoilt(batch: Batch, corruption: Corruption, severity: int) -> Batch:
+    pixels = [corruption(p, severity, _key(row)) for p, row in zip(batch.pixels, batch.good, strict=True)]
+    return replace(batch, pixels=np.stack(pixels))
 
 
 def _key(row: Row) -> str:

@@ -33,21 +33,33 @@ class Comparison:
 
 def compare(candidate: pa.Table, current: pa.Table) -> Comparison:
     """Compare two models by their judged rows; an image that only one of them knows the label of is a mistake of the other."""
-    tables = [table.select([*KEY, "errors"]).combine_chunks() for table in (candidate, current)]
+    tables = [table.select(KEY).append_column("mistakes", _mistakes(table)) for table in (candidate, current)]
     pairs = tables[0].join(tables[1], list(KEY), join_type="full outer", right_suffix="_current")
-    mine, its = (pc.fill_null(pairs[name], NEVER_RIGHT) for name in ("errors", "errors_current"))
+    mine, its = (pc.fill_null(pairs[name], NEVER_RIGHT) for name in ("mistakes", "mistakes_current"))
     return Comparison(
         pairs.num_rows, pc.sum(pc.less(mine, its)).as_py() or 0, pc.sum(pc.greater(mine, its)).as_py() or 0
     )
 
 
+def _mistakes(table: pa.Table) -> pa.ChunkedArray:
+    """Return the mistakes on each image; a label of the truth that the model cannot say is one."""
+    return pc.add(table["errors"], table["unknown"]) if "unknown" in table.column_names else table["errors"]
+
+
 def objections(figures: Document, comparison: Comparison | None, wanted: PromoteSettings) -> Iterator[str]:
     """Yield why a version with these figures must not become production; `comparison` is with production, if there is one."""
-    for name, key, least in (("top-1", "top1", wanted.min_top1), ("mean average precision", "map", wanted.min_map)):
-        if least is not None and (figures.get(key) or 0.0) < least:
-            yield f"its {name} is {_share(figures.get(key))}, below promote.min_{key} ({least:.1%})"
+    top1 = figures["top1"] * figures["num_images"] / (figures["num_images"] + _without_class(figures))
+    shares = (
+        ("top-1", top1, "min_top1", wanted.min_top1),
+        ("mean average precision", figures.get("map"), "min_map", wanted.min_map),
+    )
+    for name, share, key, least in shares:
+        if least is not None and (share or 0.0) < least:
+            yield f"its {name} is {_share(share)}, below promote.{key} ({least:.1%})"
     ece = figures["calibration"]["ece"]
-    if wanted.max_ece is not None and ece > wanted.max_ece:
+    if wanted.max_ece is not None and ece is None:
+        yield "it says no label of any image, so nothing is known of its confidence"
+    elif wanted.max_ece is not None and ece > wanted.max_ece:
         yield f"its confidence and its accuracy are {ece:.1%} apart, more than promote.max_ece ({wanted.max_ece:.1%})"
     if comparison and comparison.better <= comparison.worse:
         yield f"it is better than production on {comparison.better:,} images and worse on {comparison.worse:,}"
@@ -56,6 +68,11 @@ def objections(figures: Document, comparison: Comparison | None, wanted: Promote
             f"it is better than production on {comparison.better:,} images and worse on {comparison.worse:,}, which chance alone "
             f"brings about with a probability of {comparison.p:.2g}, more than promote.max_p ({wanted.max_p:g})"
         )
+
+
+def _without_class(figures: Document) -> int:
+    """Return the images whose one label is no class of the model: it is wrong on each."""
+    return 0 if figures.get("task") == "multi_label" else sum(figures["unknown_labels"].values())
 
 
 def _share(value: float | None) -> str:

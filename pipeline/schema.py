@@ -66,7 +66,8 @@ def judged_schema(extra: Iterable[pa.Field] = (), multi_label: bool = False) -> 
             ("absent", pa.list_(pa.string())),  # known not to be there; null: all others
             ("predicted", pa.list_(pa.string())),  # all that are said
             ("confidence", pa.float64()),  # of the likeliest class
-            ("probabilities", pa.list_(pa.float32())),  # of every class
+            ("probabilities", pa.large_list(pa.float32())),  # of every class
+            ("unknown", pa.int32()),  # how many labels of the truth are no class of the model
         ]
         if multi_label
         else [

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import InputError
 from pipeline.intervals import wilson
 
 MOST_VALUES = 20  # of a column: more text is put together as OTHERS, more numbers are cut into quarters
@@ -44,16 +45,27 @@ def _slices(
         }  # fmt: skip
 
 
+def slice_type(name: str, kind: pa.DataType) -> pa.DataType:
+    """Return the type in which values to slice by are kept: numbers, or text for all else; InputError for lists and the like."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise InputError(
+            f"column {name!r} (evaluate.slices) has type {kind}; expected one value per image: text, a number, a date"
+        )
+    return pa.float64() if _is_number(kind) else pa.string()
+
+
 def slice_names(values: pa.ChunkedArray) -> list[str]:
     """Return for each value the name of its slice."""
     values = pa.chunked_array([values.combine_chunks()])
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
-    if len(pc.unique(values)) <= MOST_VALUES:
-        return [NOTHING if value is None else str(value) for value in values.to_pylist()]
+    text = [NOTHING if value is None else _text(value) for value in values.to_pylist()]
+    if len(set(text)) <= MOST_VALUES:
+        return text
     if _is_number(values.type):
-        return _quarters(values.cast(pa.float64()))
-    text = [NOTHING if value is None else str(value) for value in values.to_pylist()]
+        return _quarters(values.cast(pa.float64(), safe=False))
     common = pc.value_counts(pa.array(text)).to_pylist()
     kept = {row["values"] for row in sorted(common, key=lambda row: (-row["counts"], row["values"]))[:MOST_VALUES]}
     return [value if value in kept else OTHERS for value in text]
@@ -62,12 +74,17 @@ def slice_names(values: pa.ChunkedArray) -> list[str]:
 def _quarters(values: pa.ChunkedArray) -> list[str]:
     """Name numbers after the quarter that they lie in, its upper end not with it."""
     numbers = np.array(values.to_pylist(), np.float64)
-    known = ~np.isnan(numbers)
+    known = np.isfinite(numbers)
     cuts = np.unique(np.quantile(numbers[known], QUARTERS))
-    ends = [f"{cut:g}" for cut in cuts]
+    ends = [_text(float(cut)) for cut in cuts]
     names = [f"below {ends[0]}", *(f"{a} to {b}" for a, b in pairwise(ends)), f"{ends[-1]} and more"]
     places = np.searchsorted(cuts, numbers, side="right")
     return [names[place] if there else NOTHING for place, there in zip(places, known, strict=True)]
+
+
+def _text(value: Any) -> str:
+    """Write a value so that other values read otherwise; whole numbers without a point."""
+    return f"{value:.0f}" if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -12,7 +12,7 @@ import torch
 from pipeline.balance import balanced, class_weights
 from pipeline.checkpoints import Checkpoints
 from pipeline.documents import Document
-from pipeline.errors import ModelError
+from pipeline.errors import DivergedError, ModelError
 from pipeline.keeping import Keeping
 from pipeline.lanes import EpochOrder, Indices, epoch_order, num_steps
 from pipeline.loading import Inputs
@@ -302,8 +302,8 @@ class _Training:
         if warning := by_heart_warning(self._trainee.module, self._course.settings, inputs, targets):
             self._pulse.warn(warning)
 
-    def _diverged(self, what: str) -> ModelError:
-        return ModelError(
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
             f"training diverged: {what} in epoch {self._at.epoch + 1}, after step {self._at.step} of {self._steps} "
             f"(the first loss was {self._at.first_loss:.3g}); lower train.learning_rate (now "
             f"{self._course.settings.learning_rate:g}) and train again"

@@ -40,6 +40,11 @@ def read_trial(store: Storage, trial: Trial) -> Document | None:
         return None
 
 
+def read_trials(store: Storage, tuning: str) -> list[Document]:
+    """Return the records of all trials of a tuning."""
+    return [read_document(store, entry.path) for entry in store.list(f"{layout.training(tuning)}/trials")]
+
+
 def write_trial(store: Storage, trial: Trial, history: Sequence[Document], state: str, error: str = "") -> None:
     """Record how far a trial is: `state` is running, finished or diverged."""
     document = {"trial": trial.id, "values": trial.values, "history": list(history), "state": state}
@@ -84,7 +89,8 @@ def read_tuning(store: Storage, key: str) -> Document:
         return read_document(store, layout.tuning(key))
     except NotFoundError as error:
         raise UsageError(
-            "this config was not tuned yet, or something else than the values of tune.space changed since: run `nightshift tune CONFIG`"
+            "this config was not tuned yet, or something else than values of tune.space changed since, such as which keys it has: run "
+            "`nightshift tune CONFIG`"
         ) from error
 
 

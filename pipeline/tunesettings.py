@@ -11,8 +11,8 @@ from pipeline.trainsettings import TrainSettings
 Scalar = str | int | float | bool | None
 # What decides which training it is, or how it is run: not a matter of better values.
 FIXED = {
-    "preset", "mode", "folds", "epochs", "cache_features", "freeze", "workers", "gpus_per_worker", "max_failures", "cache_mb", "stall_s",
-    "sanity", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
+    "preset", "mode", "folds", "epochs", "cache_features", "freeze", "early_stopping", "workers", "gpus_per_worker", "max_failures",
+    "cache_mb", "stall_s", "sanity", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
 }  # fmt: skip
 BORDER = 0.05  # of a range: a best value so near to its end may be better beyond
 
@@ -34,6 +34,11 @@ class Range(Section):
         if self.whole and (self.min % 1 or self.max % 1):
             raise ValueError(f"whole: true needs whole numbers as min ({self.min:g}) and max ({self.max:g})")
         return self
+
+    @property
+    def examples(self) -> tuple[float, ...]:
+        """Numbers of the kind that is tried: both ends, and one that is not whole where any number may come."""
+        return self.ends if self.whole else (*self.ends, self.min + (self.max - self.min) / math.pi)
 
     @property
     def ends(self) -> tuple[float, float]:
@@ -70,17 +75,27 @@ class TuneSettings(Section):
                 raise ValueError(f"{key} says which training it is, or how it is run, and cannot be tuned")
             if domain == ():
                 raise ValueError(f"{key}: give values to choose from")
-        return space
+        return {key: d if isinstance(d, Range) else tuple(map(_number, d)) for key, d in space.items()}
+
+
+def _number(value: Scalar) -> Scalar:
+    """Return text that is a number as one: to YAML 1e-3 is text, 1.0e-3 a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def with_values(settings: TrainSettings, values: dict[str, Any]) -> TrainSettings:
-    """Return the settings with these values of `train.KEY`; pydantic's ValidationError when they do not fit."""
+    """Return the settings with these values of `train.KEY`; ValueError (pydantic's ValidationError is one) when they do not fit."""
     document = settings.model_dump()
     for key, value in values.items():
         *sections, last = key.split(".")[1:]
-        section = document
+        section: Any = document
         for name in sections:
-            section = section[name]
+            section = section.get(name) if isinstance(section, dict) else None
+            if not isinstance(section, dict):
+                raise ValueError(f"{key}: train has no section {'.'.join(sections)}")
         section[last] = value
     return TrainSettings.model_validate(document)
 

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,3 +76,10 @@ def test_the_seed_decides_and_nothing_else():
 def test_fewer_groups_than_folds_are_refused():
     with pytest.raises(InputError, match=r"2 groups of labelled images cannot be held out in 3 folds"):
         fold_numbers(examples(["a", "b"] * 5, ["g1", "g2"] * 5), 3, 0)
+
+
+def test_twins_in_two_groups_are_held_out_together():
+    given = examples(["a", "b"] * 20, [f"g{i}" for i in range(40)])
+    twins = replace(given, hashes=[f"h{i // 4}" for i in range(40)])  # four groups share each picture
+    numbers = fold_numbers(twins, 4, 0)
+    assert all(len(set(numbers[i : i + 4])) == 1 for i in range(0, 40, 4))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from pipeline import zoo
+from pipeline import loading, zoo
 from pipeline.engine import normalize
 from pipeline.errors import IntegrityError
 from pipeline.examples import Examples, load_examples
@@ -84,17 +84,21 @@ def task(tmp_path, class_folders, training_task):
     )
 
 
+def examples_of(task):
+    store = open_storage(task.store, task.storage)
+    return load_examples(store, task.dataset, task.examples, task.shards, task.split)
+
+
 def all_inputs(task, read):
     """Return the inputs of all examples, shard by shard, and the examples."""
-    store = open_storage(task.store, task.storage)
-    examples = load_examples(store, task.dataset, task.examples, task.shards, task.split)
+    examples = examples_of(task)
     loaded = Inputs(examples, np.zeros(len(examples.labels), np.int64), ShardCache(task.shards, read, 10**6))
     return loaded.gather(np.arange(len(examples.labels)))[0].numpy(), examples
 
 
 def test_pixels_are_those_of_the_readable_images(task):
     store, transforms = open_storage(task.store, task.storage), Transforms(6, 5)
-    pixels, examples = all_inputs(task, pixel_reader(store, task, transforms, threads=2))
+    pixels, examples = all_inputs(task, pixel_reader(store, task, examples_of(task), transforms, threads=2))
     assert len(task.shards) > 2
     assert (len(pixels), examples.unreadable) == (21, 1)
     files = [s.path for shard in task.shards for s in shard.segments if "broken" not in s.path]
@@ -110,8 +114,8 @@ def test_tombstoned_segments_are_left_out_of_tables_and_pixels_alike(task):
     assert shards[0].id == first.id
     shorter = replace(task, shards=shards)
     store = open_storage(task.store, task.storage)
-    whole, _ = all_inputs(task, pixel_reader(store, task, Transforms(6, 5), 1))
-    rest, examples = all_inputs(shorter, pixel_reader(store, shorter, Transforms(6, 5), 1))
+    whole, _ = all_inputs(task, pixel_reader(store, task, examples_of(task), Transforms(6, 5), 1))
+    rest, examples = all_inputs(shorter, pixel_reader(store, shorter, examples_of(shorter), Transforms(6, 5), 1))
     readable = [s.path for s in first.segments if "broken" not in s.path]
     gone = readable.index(first.segments[1].path)
     assert len(examples.labels) == 20
@@ -120,7 +124,7 @@ def test_tombstoned_segments_are_left_out_of_tables_and_pixels_alike(task):
 
 def test_encoded_pictures_are_those_of_the_examples(task):
     store = open_storage(task.store, task.storage)
-    read, images = encoded_reader(store, task), open_storage(task.input.url, task.storage)
+    read, images = encoded_reader(store, task, examples_of(task)), open_storage(task.input.url, task.storage)
     for shard in task.shards:
         paths = [segment.path for segment in shard.segments if "broken" not in segment.path]
         held = read(shard)
@@ -135,7 +139,7 @@ def test_encoded_pictures_that_are_gone_are_noticed(task):
         f"features/images/examples/{fewer.id}.parquet", store.read(f"features/images/examples/{first.id}.parquet")
     )
     with pytest.raises(IntegrityError, match=r"images decode, its examples are \d; plan and train again"):
-        encoded_reader(store, task)(fewer)
+        encoded_reader(store, task, replace(examples_of(task), shards=(fewer, *task.shards[1:])))(fewer)
 
 
 def test_pictures_are_changed_by_the_epoch_and_their_place_in_it(task):
@@ -147,7 +151,7 @@ def test_pictures_are_changed_by_the_epoch_and_their_place_in_it(task):
         asked.append((epoch, position))
         return np.full((2, 2, 3), len(data) % 256, np.uint8)
 
-    pictures = Pictures(ShardCache(task.shards, encoded_reader(store, task), 10**6), augment, 2)
+    pictures = Pictures(ShardCache(task.shards, encoded_reader(store, task, examples_of(task)), 10**6), augment, 2)
     loaded = Inputs(examples, np.arange(len(examples.labels)), ShardCache(task.shards, len, 1), pictures)
     inputs, targets = loaded.gather_augmented(np.array([5, 0, 5]), np.array([17, 3, 4]), 2)
     assert sorted(asked) == [(2, 3), (2, 4), (2, 17)]
@@ -161,8 +165,8 @@ def test_features_are_those_of_the_table(tmp_path, task, training_task):
     model = {"builder": "linear", "weights": str(tmp_path / "w.safetensors"), "transforms": SMALL}
     cached = training_task(tmp_path / "images", tmp_path / "store", {"mode": "head"}, model, shard_images=6)
     store = open_storage(task.store, task.storage)
-    features, examples = all_inputs(cached, feature_reader(store, cached))
-    pixels, _ = all_inputs(task, pixel_reader(store, task, Transforms(6, 5), 1))
+    features, examples = all_inputs(cached, feature_reader(store, cached, examples_of(cached)))
+    pixels, _ = all_inputs(task, pixel_reader(store, task, examples_of(task), Transforms(6, 5), 1))
     expected = normalize(torch.from_numpy(pixels), Transforms(6, 5, mean=(0.5,) * 3, std=(0.5,) * 3)).flatten(1)
     assert (features.dtype, features.shape) == (np.float32, (len(examples.labels), 75))
     np.testing.assert_allclose(features, expected, atol=1e-6)
@@ -172,7 +176,35 @@ def test_images_that_stopped_decoding_since_are_noticed(task):
     """A row of the table without its pixels would shift all that follow."""
     store = open_storage(task.store, task.storage)
     read = pixel_reader(
-        store, replace(task, input=task.input.model_copy(update={"max_pixels": 1})), Transforms(6, 5), 1
+        store,
+        replace(task, input=task.input.model_copy(update={"max_pixels": 1})),
+        examples_of(task),
+        Transforms(6, 5),
+        1,
     )
     with pytest.raises(IntegrityError, match="0 images decode, its examples are"):
         read(task.shards[-1])
+
+
+@pytest.mark.parametrize("kind", ["pixels", "encoded", "features"])
+def test_test_images_are_never_read_for_training(tmp_path, class_folders, training_task, kind, monkeypatch):
+    """Shards hold images of all splits; of those that are judged on not a byte is decoded, and nothing is kept."""
+    root = class_folders(tmp_path / "images", {"train": 4, "val": 2, "test": 3})
+    torch.manual_seed(0)
+    save_file(zoo.build("linear", {"size_px": 5, "in_channels": 3}, 2).state_dict(), tmp_path / "w.safetensors")
+    head = {"builder": "linear", "weights": str(tmp_path / "w.safetensors"), "transforms": SMALL}
+    train = {"mode": "head"} if kind == "features" else {"mode": "scratch"}
+    model = head if kind == "features" else {"builder": "linear", "transforms": SMALL}
+    task = training_task(root, tmp_path / "store", train, model, shard_images=100)
+    assert len(task.shards) == 1
+    store, examples = open_storage(task.store, task.storage), examples_of(task)
+    if kind == "pixels":
+        seen, real = [], loading.decoder
+        monkeypatch.setattr(loading, "decoder", lambda *a: lambda row: seen.append(row.uri) or real(*a)(row))
+        held = pixel_reader(store, task, examples, Transforms(6, 5), 1)(task.shards[0])
+        assert not [uri for uri in seen if uri.startswith("test/")]
+    elif kind == "encoded":
+        held = encoded_reader(store, task, examples)(task.shards[0]).rows
+    else:
+        held = feature_reader(store, task, examples)(task.shards[0])
+    assert len(held) == len(examples.labels) == 3 * (4 + 2)

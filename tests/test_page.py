@@ -485,3 +485,16 @@ def test_robustness_without_labels_shows_flips() -> None:
     document = said(render(replace(EMPTY, run={"run_id": "r1", "robustness": unlabelled})))
     assert "scale zoom in 10% 20% 15.0% 15.0%" in document
     assert "Clean error" not in document
+
+
+def test_trials_are_not_drawn_better_than_they_are() -> None:
+    changed = tuning("cat") | {"metric": "val_top1"}
+    for trial, score in zip(changed["trials"], (1.0, 1.0, 1.0, 0.3, None), strict=True):
+        trial["score"] = score
+    assert [score for _, score, _ in tried(changed)[0][2]] == [1.0, 1.0, 1.0, 0.3]
+
+
+def test_lists_of_numbers_are_drawn_too() -> None:
+    changed = tuning("cat")
+    changed["space"] = {"train.rate": [0.1, 0.01, 0.001, 0.0001]}
+    assert [name for _, name in tried(changed)[0][1]] == ["0.0001", "0.001", "0.01", "0.1"]

@@ -1,6 +1,7 @@
 """The commands promote and rollback, in this process."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from judging import judge_with
@@ -10,6 +11,7 @@ from jobs.runs import Run, execute
 from pipeline.documents import encode
 from pipeline.errors import HeldError
 from pipeline.intervals import sign_test
+from pipeline.plans import write_plan
 from pipeline.promotion import pointer
 from pipeline.registry import production
 
@@ -61,6 +63,9 @@ def test_the_better_one_becomes_production_and_goes_back(night, workers, version
     assert run(night, config, rollback)["exit_code"] == 0
     assert production(night.store, "tiny") == old
     assert "is production again" in capsys.readouterr().err
+    # Nobody wants it back by itself the next night.
+    assert run(night, config, promote)["exit_code"] == 3
+    assert f"tiny@{new} was taken back by a rollback" in capsys.readouterr().err
     assert run(night, config, rollback)["exit_code"] == 2
     assert f"tiny@{old} is the first version that was production" in capsys.readouterr().err
 
@@ -134,3 +139,23 @@ def test_a_model_of_another_kind_is_not_compared(night, workers, versions, capsy
     assert run(night, config, promote)["exit_code"] == 2
     assert "cannot be compared" in capsys.readouterr().err
     assert production(night.store, "tiny") == old
+
+
+def test_unreadable_files_hold_a_promotion_back(night, workers, versions):
+    config, old, _ = versions
+    plan = night.plan(config)
+    write_plan(
+        night.store, replace(plan, n=plan.n + 1, failed_files=({"path": "b.parquet", "error": "broken"},)), "now"
+    )
+    record = run(night, config, promote)
+    assert (record["exit_code"], production(night.store, "tiny")) == (3, old)
+    assert record["promotion"]["objections"] == ["1 input file cannot be read, so not all images were compared"]
+
+
+def test_a_version_that_was_taken_back_can_be_named(night, workers, versions):
+    config, _, new = versions
+    run(night, config, promote)
+    run(night, config, rollback)
+    named = config.model_copy(update={"model": config.model.model_copy(update={"version": new})})
+    assert run(night, named, promote)["exit_code"] == 0
+    assert production(night.store, "tiny") == new

@@ -7,7 +7,7 @@ from pipeline.promotion import Comparison, compare, objections, point_to, pointe
 from pipeline.settings import StorageSettings
 from pipeline.storage import open_storage
 
-FIGURES = {"top1": 0.9, "calibration": {"ece": 0.03}}
+FIGURES = {"top1": 0.9, "num_images": 90, "unknown_labels": {}, "calibration": {"ece": 0.03}}
 BETTER = Comparison(100, 20, 2)
 
 
@@ -35,6 +35,15 @@ def test_an_image_whose_label_one_model_does_not_know_is_its_mistake():
     assert (found.num_images, found.better, found.worse) == (4, 2, 1)
 
 
+def test_labels_that_a_multi_label_model_cannot_say_are_mistakes():
+    mine, its = (
+        rows(*errors).append_column("unknown", pa.array(unknown, pa.int32()))
+        for errors, unknown in (((1, 0), (0, 0)), ((0, 0), (2, 0)))
+    )
+    found = compare(mine, its)
+    assert (found.better, found.worse) == (1, 0)
+
+
 @pytest.mark.parametrize(
     ("figures", "comparison", "wanted", "words"),
     [
@@ -44,6 +53,9 @@ def test_an_image_whose_label_one_model_does_not_know_is_its_mistake():
         ({}, BETTER, {"min_top1": 0.91}, ["top-1 is 90.0%, below promote.min_top1 (91.0%)"]),
         ({"map": 0.4}, BETTER, {"min_map": 0.5}, ["mean average precision is 40.0%, below promote.min_map"]),
         ({"map": None}, BETTER, {"min_map": 0.5}, ["mean average precision is undefined"]),
+        ({"unknown_labels": {"yak": 10}}, BETTER, {"min_top1": 0.82}, ["top-1 is 81.0%, below"]),
+        ({"unknown_labels": {"yak": 10}, "task": "multi_label"}, BETTER, {"min_top1": 0.82}, []),
+        ({"calibration": {"ece": None}}, BETTER, {}, ["nothing is known of its confidence"]),
         ({"calibration": {"ece": 0.2}}, BETTER, {}, ["20.0% apart, more than promote.max_ece (10.0%)"]),
         ({"calibration": {"ece": 0.2}}, BETTER, {"max_ece": None}, []),
         ({}, Comparison(100, 8, 3), {}, ["better than production on 8 images and worse on 3, which chance alone"]),

@@ -11,9 +11,12 @@ from jobs.runs import Run, execute
 from pipeline.batches import Batch
 from pipeline.bundle import load_bundle
 from pipeline.corruptions import CORRUPTIONS, by_name
+from pipeline.errors import ModelError
 from pipeline.images import decode
 from pipeline.labelling import Predictor
+from pipeline.probing import Prober
 from pipeline.rows import ShardReader
+from pipeline.tasks import ProbeTask
 
 
 def run(night, config, split=None) -> dict:
@@ -150,3 +153,44 @@ def test_all_corruptions_are_asked_about_unless_some_are_named(night, workers, a
         update={"robustness": config.robustness.model_copy(update={"corruptions": (), "max_images": 2})}
     )
     assert [row["name"] for row in run(night, config)["robustness"]["corruptions"]] == [c.name for c in CORRUPTIONS]
+
+
+def test_a_model_of_another_kind_is_refused(night, workers, asked):
+    config, _ = asked
+    many = config.input.model_copy(update={"label_column": None, "labels_column": "label"})
+    record = run(night, config.model_copy(update={"input": many}))
+    assert record["exit_code"] == 2
+    assert "answers with one label for an image" in record["outcome"]
+
+
+def test_a_multi_label_model_without_truth_has_flips_alone(night, workers):
+    night.write("a.parquet", range(4), split=["val"] * 4)
+    config = night.config(input={"split_column": "split", "label_column": None}, robustness={"corruptions": ["border"]})
+    night.seal(thresholds=(0.5,) * 3)
+    night.plan(config)
+    found = run(night, config)["robustness"]
+    assert (found["num_labelled"], found["clean_error"]) == (0, None)
+
+
+def test_a_model_that_answers_no_numbers_is_no_robust_one(night, workers, asked):
+    config, _ = asked
+    version = night.seal(change=lambda net: net.fc.bias.data.fill_(float("nan")))
+    named = config.model_copy(update={"model": config.model.model_copy(update={"version": version})})
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        open_and_probe(night, named, version)
+
+
+def open_and_probe(night, config, version):
+    task = ProbeTask(night.task(config, version), config.input, config.split, ("val",), ("border",), (1,), 5)
+    for shard in night.plan(config).shards:
+        Prober(task)(shard)
+
+
+def test_more_shards_than_images_are_not_all_looked_into(night, workers):
+    night.write("a.parquet", range(30), 1, split=["val"] * 30)
+    config = night.config(
+        input={"split_column": "split", "shard_images": 1}, robustness={"corruptions": ["border"], "max_images": 4}
+    )
+    night.seal()
+    night.plan(config)
+    assert run(night, config)["robustness"]["num_images"] == len(workers.shards) == 4

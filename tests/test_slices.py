@@ -3,8 +3,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from pipeline.errors import InputError
 from pipeline.intervals import wilson
-from pipeline.slices import MOST_VALUES, NOTHING, OTHERS, sliced
+from pipeline.slices import MOST_VALUES, NOTHING, OTHERS, slice_type, sliced
 
 
 def table(values, errors) -> pa.Table:
@@ -86,3 +87,36 @@ def test_much_text_is_put_together():
 )
 def test_columns_of_any_type_can_be_sliced_by(values):
     assert sorted(row["num_images"] for row in sliced(table(values, [0, 1, 0]), ["x"])) == [1, 2]
+
+
+def test_large_numbers_keep_their_ends_apart():
+    days = [20261101 + i % 28 for i in range(280)]
+    rows = sliced(table(pa.array(days, pa.float64()), [0] * 280), ["x"])
+    assert next(row["value"] for row in rows) == "below 20261107.75"
+    assert [row["num_images"] for row in rows] == [70] * 4
+    huge = [2**60 + i for i in range(40)]
+    assert sum(row["num_images"] for row in sliced(table(huge, [0] * 40), ["x"])) == 40
+
+
+def test_what_is_no_number_has_no_quarter():
+    rows = sliced(table([float(i) for i in range(30)] + [float("nan"), float("inf")], [0] * 32), ["x"])
+    assert rows[-1]["value"] == NOTHING
+    assert rows[-1]["num_images"] == 2
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int8()), pa.struct([("a", pa.int8())]), pa.binary()], ids=str)
+def test_types_without_single_values_are_refused(kind):
+    with pytest.raises(InputError, match="expected one value per image"):
+        slice_type("x", kind)
+
+
+def test_numbers_stay_numbers_and_all_else_is_text():
+    kinds = (
+        pa.int64(),
+        pa.float16(),
+        pa.decimal128(5, 2),
+        pa.bool_(),
+        pa.date32(),
+        pa.dictionary(pa.int8(), pa.string()),
+    )
+    assert [slice_type("x", kind) for kind in kinds] == [pa.float64()] * 3 + [pa.string()] * 3

@@ -11,6 +11,7 @@ import pytest
 import torch
 from judging import Workers
 
+from cluster.tuner import Trials
 from jobs import crossing, train, tune
 from jobs.config import Config
 from jobs.runs import Run, execute
@@ -139,13 +140,16 @@ def recorded(monkeypatch):
     """Stands where the trials are run: they ended as they are given."""
 
     def give(*ends):
-        def tune_over(task, settings, told):
-            trials = [Trial(task.run_key, values) for values, *_ in ends]
-            store = open_storage(task.store, task.storage)
+        def tune_over(task, key, settings, told):
+            trials = [Trial(key, values) for values, *_ in ends]
+            store, given_up = open_storage(task.store, task.storage), {}
             for trial, (_, state, loss) in zip(trials, ends, strict=True):
+                if state == "failed":
+                    given_up[trial.id] = "the worker was lost"
+                    continue
                 epoch = {"epoch": 1, "train_loss": 1.0, "train_top1": 0.5, "val_loss": loss, "val_top1": 0.5}
                 write_trial(store, trial, [epoch], state, "training diverged: nan" if state == "diverged" else "")
-            return trials
+            return Trials(trials, given_up)
 
         monkeypatch.setattr("cluster.tuner.tune_over", tune_over)
 
@@ -161,6 +165,27 @@ def test_all_trials_diverging_is_said_with_the_first_error(config, recorded):
     record = run(config(), tune)
     assert record["exit_code"] == 2
     assert "no trial came to its end; the first said: training diverged: nan" in record["outcome"]
+
+
+def test_trials_that_could_not_be_run_are_told_and_make_the_run_incomplete(config, recorded, capsys):
+    recorded((rate(1e-2), "finished", 0.1), (rate(1e-3), "failed", 0.0))
+    record = run(config(), tune)
+    assert record["exit_code"] == 3
+    assert "1 trial could not be run to the end; the same command tries again" in record["outcome"]
+    assert "the worker was lost" in record["outcome"]
+    assert [trial["state"] for trial in record["tuning"]["trials"]] == ["finished", "failed"]
+    assert "0 diverged and 1 failed" in capsys.readouterr().err
+
+
+def test_what_earlier_runs_found_counts_too(config, recorded, capsys):
+    recorded((rate(1e-2), "finished", 0.1))
+    run(config(), tune)
+    recorded((rate(1e-3), "finished", 0.2))
+    wider = {"space": {"train.learning_rate": {"min": 1e-8, "max": 1, "log": True}}}
+    again = config(wider, learning_rate=1e-2)  # neither the range nor the value to start from makes it another tuning
+    found = run(again, tune)["tuning"]["trials"]
+    assert [trial["values"] for trial in found] == [rate(1e-2), rate(1e-3)]
+    assert run(config({"space": {"train.batch_size": [4, 8]}}), train, trial="best")["exit_code"] == 2
 
 
 def test_a_best_value_at_the_border_is_warned_of(config, recorded, capsys):
@@ -242,6 +267,22 @@ def test_folds_say_how_good_a_recipe_is_and_how_much_is_chance(ray_session, conf
     assert read_beside(store_of(asked), "tiny", version, "folds.json") == record["folds"]
     # The training that is sealed is the same as without folds.
     assert "is finished already" in (run(config(learning_rate=1e-2, epochs=4), train), capsys.readouterr().err)[1]
+    # What the folds found stands in the store: asked again nothing is trained.
+    times = {path: path.stat().st_mtime_ns for path in Path(asked.store).glob("trainings/*/folds/*.json")}
+    assert len(times) == 3
+    assert run(asked, train)["folds"] == record["folds"]
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+
+
+def test_folds_of_a_finished_training_are_trained_too(config, ray_session, capsys):
+    run(config(learning_rate=1e-2, epochs=2), train)
+    record = run(config(learning_rate=1e-2, epochs=2, folds=2), train)
+    assert "is finished already" in capsys.readouterr().err
+    assert len(record["folds"]["folds"]) == 2
+
+
+def test_a_trial_without_a_training_is_refused(config):
+    assert "nothing is trained with its values" in run(config(mode="none"), train, trial="best")["outcome"]
 
 
 def test_the_spread_is_that_of_a_sample():

@@ -34,6 +34,17 @@ def test_values_go_where_their_keys_say():
         with_values(settings, {"train.learning_rate": 0})
 
 
+def test_numbers_that_yaml_takes_for_text_are_numbers():
+    assert TuneSettings(space={"train.learning_rate": ["1e-3", 0.1]}).space["train.learning_rate"] == (0.001, 0.1)
+    assert TuneSettings(space={"train.optimizer": ["adam", "sgd"]}).space["train.optimizer"] == ("adam", "sgd")
+
+
+def test_sections_that_are_not_there_are_named():
+    for key in ("train.learning_rate.foo", "train.augment.foo.bar"):
+        with pytest.raises(ValueError, match=r"train has no section|Extra inputs"):
+            with_values(TrainSettings(), {key: 1})
+
+
 def test_values_of_a_preset_are_replaced():
     assert with_values(TrainSettings(preset="finetune"), {"train.schedule": "constant"}).schedule == "constant"
 
