@@ -145,7 +145,8 @@ def test_trainings_and_features_go_but_that_a_training_is_finished_stays_known(n
     night.write("a.parquet", range(10))
     nightshift(night.config(), "nightly")
     names = ["features/data/f/s.parquet", "trainings/old/epoch-1.safetensors", "trainings/old/epoch-1.json"]
-    for name in [*names, "trainings/old/result.json", "features/other/f/s.parquet"]:
+    found = [f"trainings/old/{name}.json" for name in ("result", "tuning", "trials/0a1b", "folds/4-0")]
+    for name in [*names, *found, "features/other/f/s.parquet"]:
         night.store.write(name, b"{}")
     age(night, 40)
     night.store.write("trainings/running/epoch-1.json", b"{}")
