@@ -47,13 +47,17 @@ def _fit(run: Run, again: bool, trial: str | None) -> str:
         say(f"with the values of trial {trial}: {', '.join(f'{key}={value}' for key, value in values.items())}")
         prepared = prepared.with_values(run, values)
     task = prepared.task
+    if again:
+        from pipeline.checkpoints import Checkpoints
+
+        Checkpoints(run.store, task.run_key).clear()
     crossed = cross_validate(run, prepared) if config.train.folds else None
     finished = _finished(run, task.run_key)
-    if finished and not again:
+    if finished:
         _keep_folds(run, finished, crossed)
         say(f"this training is finished already, as {config.model.name}@{finished}; --again repeats it")
         return finished
-    _train(run, task, prepared.num_train, again)
+    _train(run, task, prepared.num_train)
     version = _finished(run, task.run_key)
     if version is None:
         raise NightshiftError(
@@ -86,13 +90,11 @@ def _read_result(run: Run, key: str) -> Document:
     return read_document(run.store, f"{layout.training(key)}/result.json")
 
 
-def _train(run: Run, task: TrainTask, num_train: int, again: bool) -> None:
+def _train(run: Run, task: TrainTask, num_train: int) -> None:
     from cluster.trainer import Trainer
     from pipeline.checkpoints import Checkpoints
 
     settings, checkpoints = task.train, Checkpoints(run.store, task.run_key)
-    if again:
-        checkpoints.clear()
     total, done = num_train * settings.epochs, (checkpoints.progress() or {"examples": 0})["examples"]
     if done:
         say(f"an earlier run was stopped and left a checkpoint at {done:,} of {total:,} images; this one continues")
