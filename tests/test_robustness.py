@@ -194,3 +194,14 @@ def test_more_shards_than_images_are_not_all_looked_into(night, workers):
     night.seal()
     night.plan(config)
     assert run(night, config)["robustness"]["num_images"] == len(workers.shards) == 4
+
+
+def test_a_label_that_the_model_does_not_know_is_no_error(night, workers):
+    night.write("a.parquet", range(6), label=["yak"] * 4 + ["ant"] * 2, split=["val"] * 6)
+    config = night.config(input={"split_column": "split"}, robustness={"corruptions": ["border"]})
+    night.seal(
+        change=lambda net: (net.fc.weight.data.zero_(), net.fc.bias.data.copy_(net.fc.bias.data.new_tensor([9, 0, 0])))
+    )
+    night.plan(config)
+    found = run(night, config)["robustness"]
+    assert (found["num_images"], found["num_labelled"], found["clean_error"]) == (6, 2, 0.0)
