@@ -6,7 +6,15 @@ from pipeline import errors
 from pipeline.errors import ImageError, NightshiftError
 
 ALL = sorted((c for c in vars(errors).values() if isinstance(c, type)), key=lambda c: c.__name__)
-EXIT_CODES = {"UsageError": 2, "ConfigError": 2, "InputError": 2, "EmptyInputError": 2, "ModelError": 2, "HeldError": 3}
+EXIT_CODES = {
+    "UsageError": 2,
+    "ConfigError": 2,
+    "InputError": 2,
+    "EmptyInputError": 2,
+    "ModelError": 2,
+    "DivergedError": 2,
+    "HeldError": 3,
+}
 
 
 def example(kind: type[Exception]) -> Exception:
