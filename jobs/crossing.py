@@ -8,11 +8,10 @@ from jobs.console import counted, say, stage
 from jobs.preparation import Prepared
 from jobs.runs import Run
 from pipeline import layout
-from pipeline.documents import Document, encode, read_document
-from pipeline.errors import HeldError, NotFoundError
+from pipeline.documents import Document, encode, find_document
+from pipeline.errors import HeldError
 from pipeline.folds import fold_numbers
 from pipeline.patience import sealed_epoch
-from pipeline.storage import Storage
 from pipeline.tasks import TrainTask
 from pipeline.trials import METRICS
 
@@ -29,7 +28,7 @@ def cross_validate(run: Run, prepared: Prepared) -> Document:
         [isinstance(label, str) and label not in task.classes for label in prepared.examples.labels]
     ] = -1  # not judged
     tasks = [replace(task, fold=fold) for fold in range(task.train.folds)]
-    folds = [found for one in tasks if (found := _read(store, one))]
+    folds = [found for one in tasks if (found := find_document(store, _path(one)))]
     todo = [one for one in tasks if one.fold not in {found["fold"] for found in folds}]
     failures = []
     if todo:
@@ -57,13 +56,6 @@ def cross_validate(run: Run, prepared: Prepared) -> Document:
 
 def _path(task: TrainTask) -> str:
     return layout.fold(task.run_key, task.train.folds or 0, task.fold or 0)
-
-
-def _read(store: Storage, task: TrainTask) -> Document | None:
-    try:
-        return read_document(store, _path(task))
-    except NotFoundError:
-        return None
 
 
 def _spread(folds: Sequence[Document]) -> Document:

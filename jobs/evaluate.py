@@ -11,8 +11,8 @@ from jobs.figures import announce
 from jobs.plan import present_plan
 from jobs.runs import Run, utc_now
 from pipeline import layout
-from pipeline.documents import Document, encode, read_document
-from pipeline.errors import HeldError, InputError, NotFoundError, UsageError
+from pipeline.documents import Document, encode, find_document
+from pipeline.errors import HeldError, InputError, UsageError
 from pipeline.judged import joined_rows
 from pipeline.labelsums import LabelSums, summarize_labels
 from pipeline.looks import count_looks, read_look, record_look, rows_digest
@@ -72,7 +72,11 @@ def evaluate(run: Run, split: str | None, version: str, known: bool = False) -> 
     plan = present_plan(run)
     asked = _question(run, plan, split, version)
     run.note(model=asked.judged)
-    document = _looked_before(run, asked) or (_found(run, asked.path) if known else None) or _judged(run, plan, asked)
+    document = (
+        _looked_before(run, asked)
+        or (find_document(run.store, f"{asked.path}.json") if known else None)
+        or _judged(run, plan, asked)
+    )
     if asked.is_test:  # by now; others may have looked since this one did
         document["looks"] = count_looks(run.store, asked.dataset, asked.rows)
     run.store.write(f"{layout.bundle(asked.task.model, version)}/evaluation.json", encode(document))
@@ -121,7 +125,7 @@ def _looked_before(run: Run, asked: Question) -> Document | None:
     look = read_look(run.store, asked.dataset, asked.rows, asked.judged) if asked.is_test else None
     if look is None:
         return None
-    document = _found(run, look["evaluation"])
+    document = find_document(run.store, f"{look['evaluation']}.json")
     if document is None:  # somebody removed it: nobody learns anything new from finding it again
         return None
     say(f"{asked.judged} has had its one look at this test set, on {look['at']}: this is what was found then")
@@ -129,13 +133,6 @@ def _looked_before(run: Run, asked: Question) -> Document | None:
     if absent := [name for name in asked.task.slices if name not in sliced]:
         say(f"warning: that look was without evaluate.slices {', '.join(absent)}; the next version's will have them")
     return document
-
-
-def _found(run: Run, path: str) -> Document | None:
-    try:
-        return read_document(run.store, f"{path}.json")
-    except NotFoundError:
-        return None
 
 
 def _judged(run: Run, plan: Plan, asked: Question) -> Document:

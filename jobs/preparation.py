@@ -22,7 +22,7 @@ from pipeline.settings import InputSettings, ModelSettings
 from pipeline.shards import Shard
 from pipeline.storage import open_storage
 from pipeline.tasks import ExamplesTask, TrainTask
-from pipeline.tunesettings import with_values
+from pipeline.tunesettings import replaced, with_values
 from pipeline.weightsource import Published, Sealed, weight_source
 
 # How a training is run and where its values come from, not what it computes: these do not change its key.
@@ -49,13 +49,8 @@ class Prepared:
 
     def tuning_key(self, run: Run) -> str:
         """Return the identity of all trainings that differ in the values of `tune.space` only."""
-        settings, tuned = self.task.train.model_dump(exclude=EXECUTION), sorted(run.config.tune.space)
-        for key in tuned:
-            *sections, last = key.split(".")[1:]
-            section = settings
-            for name in sections:
-                section = section[name]
-            section[last] = "tuned"
+        tuned = dict.fromkeys(run.config.tune.space, "tuned")
+        settings = replaced(self.task.train.model_dump(exclude=EXECUTION), tuned)
         return _run_key(run, self.plan, self.task.input, self.weights, settings)
 
     @property

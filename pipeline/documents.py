@@ -4,7 +4,7 @@ import hashlib
 import json
 from typing import Any
 
-from pipeline.errors import AlreadyExistsError, StorageError
+from pipeline.errors import AlreadyExistsError, NotFoundError, StorageError
 from pipeline.refusals import printable
 from pipeline.storage import Storage, join
 
@@ -33,6 +33,14 @@ def read_document(storage: Storage, path: str, version: str | None = None) -> Do
     if not isinstance(document, dict):
         raise StorageError(f"{printable(join(storage.url, path))} holds no JSON object; restore or delete it")
     return document
+
+
+def find_document(storage: Storage, path: str) -> Document | None:
+    """Read a JSON object, None when there is no such file."""
+    try:
+        return read_document(storage, path)
+    except NotFoundError:
+        return None
 
 
 def newest(storage: Storage, folder: str) -> tuple[int, Document] | None:

@@ -21,7 +21,6 @@ from pipeline.rows import Row, ShardReader
 from pipeline.schema import judged_schema
 from pipeline.shards import Shard
 from pipeline.slices import slice_type
-from pipeline.splits import split_of
 from pipeline.storage import open_storage
 from pipeline.tasks import EvaluateTask
 from pipeline.truths import PRESENT, UNKNOWN, LabelMatrix, LabelSet
@@ -112,17 +111,12 @@ class Judge:
     def _judged(self, shard: Shard, halvings: int) -> Iterator[list[Row]]:
         """Yield the labelled rows of the wanted splits; rows that cannot be read are counted by the decoder."""
         for rows in self._reader.read(shard, self._task.label.halved(halvings).batch_size):
-            wanted = [row for row in rows if self._has_truth(row) and self._split(row) in self._task.splits]
+            wanted = [row for row in rows if self._has_truth(row) and row.side(self._task.split) in self._task.splits]
             if wanted:
                 yield wanted
 
     def _has_truth(self, row: Row) -> bool:
         return (row.labels if self._task.input.multi_label else row.label) is not None
-
-    def _split(self, row: Row) -> str:
-        if row.split:
-            return row.split
-        return split_of(row.group or row.content_hash or "", self._task.split)
 
 
 def _absent(label: LabelSet) -> list[str] | None:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from statistics import NormalDist
 
 from pipeline import layout
-from pipeline.documents import Document, digest, encode, read_document
-from pipeline.errors import AlreadyExistsError, NotFoundError
+from pipeline.documents import Document, digest, encode, find_document
+from pipeline.errors import AlreadyExistsError
 from pipeline.settings import InputSettings, SplitSettings
 from pipeline.shards import Shard
 from pipeline.storage import Storage
@@ -46,10 +46,7 @@ def rows_digest(
 
 def read_look(store: Storage, dataset: str, test_set: str, judged: str) -> Document | None:
     """Return what a version (`name@version`) left of its look at a test set, None when it has not looked."""
-    try:
-        return read_document(store, layout.look(dataset, test_set, judged))
-    except NotFoundError:
-        return None
+    return find_document(store, layout.look(dataset, test_set, judged))
 
 
 def record_look(store: Storage, dataset: str, test_set: str, judged: str, look: Document) -> None:

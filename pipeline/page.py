@@ -9,12 +9,14 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+
+from pipeline.tunesettings import Range
 
 Row = dict[str, Any]
 MAX_MATRIX_CLASSES = 30
@@ -215,34 +217,28 @@ def tried(tuning: Row) -> list[tuple[str, list[tuple[float, str]], list[tuple[fl
     for key, given in tuning["space"].items():
         domain = _range(given)
         if domain and scored:
-            place = partial(_place, domain)
             points = [
-                (place(trial["values"][key]), (min if lower_is_better else max)(trial["score"], worst), trial)
+                (domain.place(trial["values"][key]), (min if lower_is_better else max)(trial["score"], worst), trial)
                 for trial in scored
             ]
-            charts.append((key, [(place(mark), f"{mark:g}") for mark in _marks(domain)], points))
+            charts.append((key, [(domain.place(mark), f"{mark:g}") for mark in _marks(domain)], points))
     return charts
 
 
-def _range(domain: Row | list[Any]) -> Row | None:
+def _range(domain: Row | list[Any]) -> Range | None:
     """Return the range that a list of numbers spans; None for words."""
     if isinstance(domain, dict):
-        return domain
+        return Range.model_validate(domain)
     numbers = [value for value in domain if is_number(value) and not isinstance(value, bool)]
     if len(set(numbers)) < 2 or len(numbers) < len(domain):
         return None
     low, high = min(numbers), max(numbers)
-    return {"min": low, "max": high, "log": low > 0 and high >= 8 * low}
+    return Range(min=low, max=high, log=low > 0 and high >= 8 * low)
 
 
-def _place(domain: Row, value: float) -> float:
-    low, high, at = (math.log(v) if domain["log"] else v for v in (domain["min"], domain["max"], value))
-    return (at - low) / (high - low)
-
-
-def _marks(domain: Row) -> list[float]:
-    low, high = domain["min"], domain["max"]
-    if not domain["log"]:
+def _marks(domain: Range) -> list[float]:
+    low, high = domain.min, domain.max
+    if not domain.log:
         return [mark for mark in ticks(low, high, 4) if low <= mark <= high]
     decades = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
     return decades[:: max(1, len(decades) // 4)] or [low, high]

@@ -13,7 +13,6 @@ from pipeline.labelling import Labeller, Predictor
 from pipeline.robustsums import CLEAN, RobustSums
 from pipeline.rows import Row, ShardReader
 from pipeline.shards import Shard
-from pipeline.splits import split_of
 from pipeline.tasks import ProbeTask
 from pipeline.truths import PRESENT, UNKNOWN, LabelMatrix, LabelSet
 
@@ -44,9 +43,7 @@ class Prober:
         return sums
 
     def _add(self, sums: RobustSums, batch: Batch, predictor: Predictor) -> None:
-        names = self._labeller.classes.names
-
-        meaning = predictor.meaning
+        names, meaning = self._labeller.classes.names, predictor.meaning
 
         def said(asked: Batch) -> Said:
             return meaning.said(meaning.probabilities(predictor.logits(asked)))
@@ -95,10 +92,7 @@ class Prober:
 
     def _candidates(self, shard: Shard, batch_size: int) -> Iterator[Row]:
         for rows in self._reader.read(shard, batch_size):
-            yield from (row for row in rows if row.data is not None and self._split(row) in self._task.splits)
-
-    def _split(self, row: Row) -> str:
-        return row.split or split_of(row.group or row.content_hash or "", self._task.split)
+            yield from (row for row in rows if row.data is not None and row.side(self._task.split) in self._task.splits)
 
 
 def _spoilt(batch: Batch, corruption: Corruption, severity: int) -> Batch:

@@ -1,7 +1,7 @@
 """Which models the store has and which one labels tonight. Reads documents only, so it needs no torch."""
 
 from pipeline import layout
-from pipeline.documents import Document, advance, digest, newest, read_document
+from pipeline.documents import Document, advance, digest, find_document, newest, read_document
 from pipeline.errors import AlreadyExistsError, ModelError, NotFoundError
 from pipeline.layout import Generation
 from pipeline.settings import InputSettings, LabelSettings, ModelSettings
@@ -97,10 +97,7 @@ def read_bundle_document(storage: Storage, model: str, version: str) -> Document
 
 def read_beside(storage: Storage, model: str, version: str, name: str) -> Document | None:
     """Return a document that lies beside a bundle, such as `evaluation.json`, None when there is none."""
-    try:
-        return read_document(storage, f"{layout.bundle(model, version)}/{name}")
-    except NotFoundError:
-        return None
+    return find_document(storage, f"{layout.bundle(model, version)}/{name}")
 
 
 def generation(dataset: str, model: str, version: str, source: InputSettings, label: LabelSettings) -> Generation:

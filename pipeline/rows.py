@@ -26,10 +26,10 @@ from pipeline.planned import open_planned
 from pipeline.predicates import matching
 from pipeline.refusals import printable
 from pipeline.rowgroups import Group, GroupReader
-from pipeline.settings import InputSettings, StorageSettings
+from pipeline.settings import InputSettings, SplitSettings, StorageSettings
 from pipeline.shards import Segment, Shard
 from pipeline.sources import PASSED, check_columns, is_parquet, open_source, read_csv, refuse_columns
-from pipeline.splits import SPLITS, split_name
+from pipeline.splits import SPLITS, split_name, split_of
 from pipeline.storage import join
 
 FETCHES_AT_ONCE = 16
@@ -66,6 +66,10 @@ class Row:
     def content_hash(self) -> str | None:
         """SHA-256 of the encoded bytes, hex."""
         return hashlib.sha256(self.data).hexdigest() if self.data is not None else None
+
+    def side(self, settings: SplitSettings) -> str:
+        """Return the split that the row belongs to: the input's, else that of a hash of its group or bytes."""
+        return self.split or split_of(self.group or self.content_hash or "", settings)
 
 
 class ShardReader:

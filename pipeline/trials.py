@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline import layout
-from pipeline.documents import Document, digest, encode, read_document
+from pipeline.documents import Document, digest, encode, find_document, read_document
 from pipeline.errors import ModelError, NotFoundError, UsageError
 from pipeline.patience import sealed_epoch
 from pipeline.storage import Storage
@@ -34,10 +34,7 @@ class Trial:
 
 def read_trial(store: Storage, trial: Trial) -> Document | None:
     """Return the record, None when the trial has not begun."""
-    try:
-        return read_document(store, trial.path)
-    except NotFoundError:
-        return None
+    return find_document(store, trial.path)
 
 
 def read_trials(store: Storage, tuning: str) -> list[Document]:

@@ -88,7 +88,11 @@ def _number(value: Scalar) -> Scalar:
 
 def with_values(settings: TrainSettings, values: dict[str, Any]) -> TrainSettings:
     """Return the settings with these values of `train.KEY`; ValueError (pydantic's ValidationError is one) when they do not fit."""
-    document = settings.model_dump()
+    return TrainSettings.model_validate(replaced(settings.model_dump(), values))
+
+
+def replaced(document: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Put values of `train.KEY` into a document of the section, and return it; ValueError when it has no such part."""
     for key, value in values.items():
         *sections, last = key.split(".")[1:]
         section: Any = document
@@ -97,7 +101,7 @@ def with_values(settings: TrainSettings, values: dict[str, Any]) -> TrainSetting
             if not isinstance(section, dict):
                 raise ValueError(f"{key}: train has no section {'.'.join(sections)}")
         section[last] = value
-    return TrainSettings.model_validate(document)
+    return document
 
 
 def on_the_border(space: dict[str, Domain], values: dict[str, Any]) -> dict[str, str]:

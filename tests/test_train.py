@@ -8,16 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import write_config
+from inprocess import InThisProcess
 from safetensors.torch import save_file
 
 from jobs.config import Config
 from pipeline import zoo
 from pipeline.calibration import calibration_photos
 from pipeline.errors import TransientError
-from pipeline.fitting import fit
-from pipeline.pulse import Pulse
 from pipeline.registry import production, promote_first, versions
-from pipeline.seat import Seat
 from pipeline.settings import StorageSettings
 from pipeline.storage import open_storage
 
@@ -61,41 +59,6 @@ def head(tmp_path):
 @pytest.fixture
 def store(tmp_path):
     return open_storage(str(tmp_path / "store"), StorageSettings())
-
-
-class InThisProcess:
-    """`cluster.trainer.Trainer` with one seat in this process; may die after so many examples, as a process would."""
-
-    def __init__(self):
-        self.tasks, self.dies_after = [], None
-        torch.set_num_threads(1)  # as a worker does
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def train(self, task, already, advanced):
-        self.tasks.append(task)
-        pulse = Shown(already, advanced, self.dies_after)
-        fit(task, Seat(), lambda module: module, pulse)
-        advanced(pulse.examples - pulse.shown)
-
-
-class Shown(Pulse):
-    """Tells a bar, and raises after so many examples."""
-
-    def __init__(self, already, advanced, dies_after):
-        super().__init__()
-        self.shown, self.tell, self.dies_after = already, advanced, dies_after
-
-    def advanced(self, examples):
-        super().advanced(examples)
-        self.tell(self.examples - self.shown)
-        self.shown = self.examples
-        if self.dies_after is not None and self.examples > self.dies_after:
-            raise TransientError("the machine went away")
 
 
 @pytest.fixture(autouse=True)

@@ -8,36 +8,17 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+from inprocess import InThisProcess
 from judging import Workers
 
 from cluster.tuner import Trials
 from jobs import crossing, train, tune
 from jobs.config import Config
 from jobs.runs import Run, execute
-from pipeline.fitting import fit
-from pipeline.pulse import Pulse
 from pipeline.registry import read_beside
-from pipeline.seat import Seat
 from pipeline.settings import StorageSettings
 from pipeline.storage import open_storage
 from pipeline.trials import Trial, write_trial
-
-
-class InThisProcess:
-    """Stands where the group of workers stands: what is to be seen here is what is trained, not by whom."""
-
-    def __init__(self, told):
-        torch.set_num_threads(1)  # as a worker does
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        pass
-
-    def train(self, task, already, advanced):
-        fit(task, Seat(), lambda module: module, Pulse())
 
 
 @pytest.fixture
