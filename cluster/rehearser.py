@@ -14,19 +14,15 @@ STALL_S = 3600.0  # a training shows nothing before its end
 def rehearse_all(tasks: Sequence[TrainTask]) -> Iterator[tuple[TrainTask, list[Document] | Failure]]:
     """Train each task; yield it with the records of its epochs, or with why it was given up."""
     settings = tasks[0].train
-    with ActorPool(open_rehearsal, 1, len(tasks), 1, settings.gpus_per_worker) as pool:
+    with ActorPool(open_rehearsal, 1, len(tasks), settings.cpus_per_worker, settings.gpus_per_worker) as pool:
         yield from dispatch(pool, tasks, 1 + settings.max_failures, stall_s=STALL_S)
 
 
 def open_rehearsal() -> Function:
     """Return a worker's function that trains a task and returns the records of its epochs."""
-    import torch
-
     from pipeline.pulse import Pulse
     from pipeline.rehearsal import rehearse
     from pipeline.seat import Seat
-
-    torch.set_num_threads(1)
 
     def work(task: TrainTask, halvings: int) -> Any:
         device = "cuda:0" if task.train.gpus_per_worker else "cpu"

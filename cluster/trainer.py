@@ -64,7 +64,7 @@ class Trainer:
             holds a worker, when they came more often than `train.max_failures` allows.
         """
         settings, failures, progress = task.train, 0, _Progress(already, advanced)
-        check_fits(settings.workers.min, 1, settings.gpus_per_worker)
+        check_fits(settings.workers.min, settings.cpus_per_worker, settings.gpus_per_worker)
         while True:
             try:
                 self._attend(self._staffed(settings), task, progress)
@@ -92,18 +92,18 @@ class Trainer:
 
     def _staffed(self, settings: TrainSettings) -> WorkerGroup:
         """Return a group of as many workers as there is room for, the one that is there if it fits."""
-        workers, gpus = settings.workers, settings.gpus_per_worker
+        workers, cpus, gpus = settings.workers, settings.cpus_per_worker, settings.gpus_per_worker
         end, limit = time.monotonic() + ROOM_S, workers.max
         while True:
             check_alive()
-            room = places(1, gpus)
-            if self._group and self._group.gpus == gpus and self._group.world == workers.choose(settings.lanes, room):
-                return self._group
+            room, group = places(cpus, gpus), self._group
+            if group and group.resources == (cpus, gpus) and group.world == workers.choose(settings.lanes, room):
+                return group
             self.close()
             world = workers.choose(settings.lanes, min(room, limit))
             if world is not None:
                 try:
-                    self._group = WorkerGroup(world, gpus, PATIENCE_S)
+                    self._group = WorkerGroup(world, cpus, gpus, PATIENCE_S)
                     return self._group
                 except TimeoutError:  # others hold it, or a node that is gone is counted still
                     limit = world - 1
@@ -114,7 +114,7 @@ class Trainer:
                 time.sleep(PAUSE_S)
             if time.monotonic() > end:
                 raise TransientError(
-                    f"no room for train.workers ({workers}) of 1 CPU and {gpus:g} GPU for {ROOM_S:.0f} s: other jobs hold it, "
+                    f"no room for train.workers ({workers}) of {cpus} CPU and {gpus:g} GPU for {ROOM_S:.0f} s: other jobs hold it, "
                     "or nodes are gone; the same command continues when there is"
                 )
 

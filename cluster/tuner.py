@@ -44,14 +44,14 @@ def tune_over(task: TrainTask, key: str, settings: TuneSettings, told: Told) -> 
     told : Callable[[Trial, bool], None]
         Told of each epoch of a trial, and (True) of its end.
     """
-    check_fits(1, 1, task.train.gpus_per_worker)
+    check_fits(1, task.train.cpus_per_worker, task.train.gpus_per_worker)
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
     found = Trials([], {})
     metric, higher = METRICS[settings.metric]
-    resources = {"cpu": 1, "gpu": task.train.gpus_per_worker}
+    resources = {"cpu": task.train.cpus_per_worker, "gpu": task.train.gpus_per_worker}
     with TemporaryDirectory(prefix="nightshift-tune-") as scratch:
         tune.Tuner(
             tune.with_resources(tune.with_parameters(_train, task=task, key=key), resources),
@@ -130,7 +130,6 @@ def _scheduler(settings: TuneSettings, epochs: int) -> Any:
 
 def _train(config: Mapping[str, Any], task: TrainTask, key: str) -> None:
     """Run one trial in a worker of Ray Tune's, and report each epoch; what stands on record already is only told again."""
-    import torch
     from ray import tune
 
     from pipeline.patience import is_over
@@ -138,7 +137,6 @@ def _train(config: Mapping[str, Any], task: TrainTask, key: str) -> None:
     from pipeline.rehearsal import rehearse
     from pipeline.seat import Seat
 
-    torch.set_num_threads(1)
     store, trial = open_storage(task.store, task.storage), Trial(key, dict(config[LATER]))
     known = read_trial(store, trial)
     told = known["history"] if known else []

@@ -74,12 +74,16 @@ class _Rank:
         import torch
         import torch.distributed as dist
 
+        from pipeline.allocator import keep_freed_memory
         from pipeline.fitting import fit
         from pipeline.seat import Seat
 
         self._pulse, self._training = Pulse(), (threading.get_ident(), time.monotonic())
-        torch.set_num_threads(1)
-        gpus, device = task.train.gpus_per_worker, "cuda:0" if task.train.gpus_per_worker else "cpu"
+        torch.set_num_threads(task.train.cpus_per_worker)
+        gpus = task.train.gpus_per_worker
+        device = "cuda:0" if gpus else "cpu"
+        if not gpus:
+            keep_freed_memory()
         if world == 1:
             fit(task, Seat(device=device), lambda module: module, self._pulse)
             return
@@ -103,7 +107,7 @@ def _averaging(module: "nn.Module") -> "nn.Module":
 
 
 class WorkerGroup:
-    """`world` workers of one CPU, and perhaps GPUs, each, until it is closed.
+    """`world` workers of so many CPUs, and perhaps GPUs, each, until it is closed.
 
     Raises
     ------
@@ -113,10 +117,10 @@ class WorkerGroup:
         When one of them did not start.
     """
 
-    def __init__(self, world: int, gpus: float, patience_s: float) -> None:
-        self.world, self.gpus = world, gpus
+    def __init__(self, world: int, cpus: int, gpus: float, patience_s: float) -> None:
+        self.world, self.resources = world, (cpus, gpus)
         self._actors: list[Any] = []
-        bundle = {"CPU": 1.0, "GPU": gpus} if gpus else {"CPU": 1.0}
+        bundle = {"CPU": float(cpus), "GPU": gpus} if gpus else {"CPU": float(cpus)}
         self._place = placement_group([bundle] * world, strategy="PACK")
         try:
             if not self._place.wait(patience_s):
@@ -134,7 +138,8 @@ class WorkerGroup:
 
     def _start(self, rank: int) -> Any:
         # No restarts by Ray: a group that lost one rank starts anew, from a checkpoint.
-        remote = ray.remote(num_cpus=1, num_gpus=self.gpus, max_restarts=0, concurrency_groups={"train": 1})(_Rank)
+        cpus, gpus = self.resources
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, concurrency_groups={"train": 1})(_Rank)
         return remote.options(scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, rank)).remote()
 
     def train(self, task: TrainTask) -> list[Future[None]]:

@@ -27,7 +27,7 @@ from pipeline.weightsource import Published, Sealed, weight_source
 
 # How a training is run and where its values come from, not what it computes: these do not change its key.
 EXECUTION = {
-    "preset", "folds", "workers", "gpus_per_worker", "max_failures", "cache_mb", "stall_s", "sanity",
+    "preset", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "cache_mb", "stall_s", "sanity",
     "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import layout
+from pipeline.allocator import keep_freed_memory
 from pipeline.batches import Batch, decoded_batches, decoder
 from pipeline.engine import TorchEngine
 from pipeline.examples import examples_schema
@@ -32,6 +33,8 @@ class Extractor:
             given = load_pretrained(self._store, task.model, task.storage, task.input.size_px)
             self._transforms, self._size = given.transforms, split_head(given.net)
             self._engine = TorchEngine(given.net, self._transforms)
+            if self._engine.device.type == "cpu":
+                keep_freed_memory()
 
     def __call__(self, shard: Shard, halvings: int = 0) -> int:
         """Write one shard's table and return its number of rows: its readable images. Batches are halved so often."""

@@ -58,10 +58,10 @@ class OnPixels(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> Any:
         """Return logits [B, K]; in training, those of auxiliary classifiers too where the network has some."""
-        return self.net(normalize(pixels, self._transforms).contiguous(memory_format=self._layout))
+        return self.net(normalize(pixels, self._transforms, self._layout))
 
 
-def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1) -> Document | None:
+def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse) -> Document | None:
     """Train and, on rank 0, seal the bundle and record the result, which is returned there.
 
     Parameters
@@ -70,7 +70,7 @@ def fit(task: TrainTask, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1)
         Makes gradients average over the workers; the identity for one worker.
     """
     store = open_storage(task.store, task.storage)
-    lesson = prepare(task, store, seat, wrap, pulse, threads)
+    lesson = prepare(task, store, seat, wrap, pulse)
     trainee, course = lesson.trainee, lesson.course
     checkpoints = Checkpoints(store, task.run_key, task.train.keep_checkpoints)
     curves = Curves(store, task.started_at, pulse)
@@ -108,12 +108,12 @@ class Lesson:
     course: Course
 
 
-def prepare(task: TrainTask, store: Storage, seat: Seat, wrap: Wrap, pulse: Pulse, threads: int = 1) -> Lesson:
+def prepare(task: TrainTask, store: Storage, seat: Seat, wrap: Wrap, pulse: Pulse) -> Lesson:
     """Read the examples and build the network that a worker trains; a network that cannot be trained so is refused."""
     start = start_network(task, store)
     net, architecture = start.net, start.architecture
     trained, trainee = _trainee(task, net, architecture.transforms, seat, wrap)
-    course = _course(task, store, start, threads)
+    course = _course(task, store, start)
     if not task.cached:
         fewest = task.train.fewest_images(min(task.train.batch_size, course.num_train), seat.world)
         check_size(architecture.builder, architecture.arguments, architecture.transforms, fewest)
@@ -196,8 +196,8 @@ def _frozen(net: nn.Module, settings: TrainSettings) -> list[nn.Module]:
     return [net.get_submodule(name) for name in settings.freeze]
 
 
-def _course(task: TrainTask, store: Storage, start: Start, threads: int) -> Course:
-    architecture = start.architecture
+def _course(task: TrainTask, store: Storage, start: Start) -> Course:
+    architecture, threads = start.architecture, task.train.cpus_per_worker
     examples = load_examples(store, task.dataset, task.examples, task.shards, task.split, task.input.multi_label)
     targets = _targets(examples, architecture.classes, task.input.multi_label)
     read = (

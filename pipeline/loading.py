@@ -2,9 +2,8 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -25,6 +24,7 @@ from pipeline.truths import LabelMatrix
 
 Array = npt.NDArray[Any]
 ReadShard = Callable[[Shard], Array]
+Begun = Callable[[], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,17 @@ class Inputs:
         """Return inputs and targets, [B] or [B, K], of these examples, in their order."""
         return torch.from_numpy(np.stack(self._rows(self.cache, indices))), torch.from_numpy(self.targets[indices])
 
-    def gather_augmented(self, indices: Indices, positions: Indices, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the same as they are learnt at these places of an epoch: where there are `pictures`, changed by chance."""
+    def begin(self, indices: Indices, positions: Indices, epoch: int) -> "Begun":
+        """Begin to make inputs as they are learnt at these places of an epoch: where there are `pictures`, changed by chance.
+
+        What this returns waits for them and returns them with their targets, as `gather` does.
+        """
         if self.pictures is None:
-            return self.gather(indices)
-        changed = self.pictures.changed(self._rows(self.pictures.cache, indices), positions, epoch)
-        return torch.from_numpy(np.stack(changed)), torch.from_numpy(self.targets[indices])
+            gathered = self.gather(indices)
+            return lambda: gathered
+        changed = self.pictures.begin(self._rows(self.pictures.cache, indices), positions, epoch)
+        targets = torch.from_numpy(self.targets[indices])
+        return lambda: (torch.from_numpy(np.stack([future.result() for future in changed])), targets)
 
     def _rows(self, cache: "ShardCache[Any]", indices: Indices) -> list[Any]:
         rows: list[Any] = [None] * len(indices)
@@ -90,9 +95,12 @@ class Pictures:
     def __init__(self, cache: "ShardCache[Encoded]", augment: Callable[[bytes, int, int], Array], threads: int) -> None:
         self.cache, self._augment, self._threads = cache, augment, ThreadPoolExecutor(threads, "augment")
 
-    def changed(self, rows: list[bytes], positions: Indices, epoch: int) -> list[Array]:
-        """Return model input of the examples at these places of the epoch."""
-        return list(self._threads.map(self._augment, rows, repeat(epoch), map(int, positions)))
+    def begin(self, rows: list[bytes], positions: Indices, epoch: int) -> list[Future[Array]]:
+        """Begin to make model input of the examples at these places of the epoch."""
+        return [
+            self._threads.submit(self._augment, data, epoch, int(position))
+            for data, position in zip(rows, positions, strict=True)
+        ]
 
 
 class ShardCache(Generic[Kind]):

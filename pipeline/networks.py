@@ -1,4 +1,6 @@
-"""The networks that nightshift brings: a linear classifier and the lab's small CNN, for pictures of any size and colour."""
+"""The networks that nightshift brings: a linear classifier, the lab's small CNN and a resnet for small pictures, of any colour."""
+
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -35,6 +37,20 @@ class LabCNN(nn.Module):
         return logits
 
 
-OWN: dict[str, type[nn.Module]] = {"linear": Linear, "lab_cnn": LabCNN}
-# Builder -> resize and crop: those of CIFAR-10 and of MNIST, which the two are taught on.
-PUBLISHED_PX = {"linear": (32, 32), "lab_cnn": (28, 28)}
+def resnet18_cifar(num_classes: int, size_px: int, in_channels: int) -> nn.Module:
+    """Torchvision's resnet18 for small pictures: a first convolution of 3 x 3 without stride, and no pooling after it.
+
+    As in "A Simple Framework for Contrastive Learning", B.9 (arXiv 2002.05709). It takes pictures of any size.
+    """
+    from torchvision.models import resnet18  # seconds, which the others do without
+
+    net: nn.Module = resnet18(num_classes=num_classes)
+    net.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(net.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does
+    net.maxpool = nn.Identity()
+    return net
+
+
+OWN: dict[str, Callable[..., nn.Module]] = {"linear": Linear, "lab_cnn": LabCNN, "resnet18_cifar": resnet18_cifar}
+# Builder -> resize and crop: those of CIFAR-10 and of MNIST, which they are taught on.
+PUBLISHED_PX = {"linear": (32, 32), "lab_cnn": (28, 28), "resnet18_cifar": (32, 32)}

@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+import torch
+
+from pipeline.allocator import keep_freed_memory
 from pipeline.documents import Document
 from pipeline.fitting import prepare
 from pipeline.pulse import Pulse
@@ -16,6 +19,9 @@ def rehearse(task: TrainTask, seat: Seat, pulse: Pulse, told: Told | None = None
 
     Without the checks before the first step: the training that is sealed has them.
     """
+    torch.set_num_threads(task.train.cpus_per_worker)
+    if seat.device == "cpu":
+        keep_freed_memory()
     task = replace(task, train=task.train.model_copy(update={"sanity": False}))
     lesson = prepare(task, open_storage(task.store, task.storage), seat, lambda module: module, pulse)
     return train(lesson.trainee, lesson.course, seat, None, pulse, told)

@@ -75,7 +75,7 @@ class FastTorchEngine:
         return self._forward(images)
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        prepared = normalize(images, self._transforms).to(self._dtype, memory_format=torch.channels_last)
+        prepared = normalize(images, self._transforms, torch.channels_last).to(self._dtype)
         output: torch.Tensor = self._net(prepared)
         return output
 

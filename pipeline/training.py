@@ -1,7 +1,7 @@
 """The training loop of one worker. It knows its part of each global batch and a `reduce`; not who the others are."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -15,7 +15,7 @@ from pipeline.documents import Document
 from pipeline.errors import DivergedError, ModelError
 from pipeline.keeping import Keeping
 from pipeline.lanes import EpochOrder, Indices, epoch_order, num_steps
-from pipeline.loading import Inputs
+from pipeline.loading import Begun, Inputs
 from pipeline.losses import Targets, guessing_loss, summed_loss
 from pipeline.mixing import mixed
 from pipeline.patience import is_over
@@ -180,10 +180,7 @@ class _Training:
         order, module = self._course.order(self._at.epoch), self._trainee.module
         self._trainee.set_mode(True)
         clock = perf_counter()
-        for inputs, targets in ahead(
-            lambda step: self._batch(order, step),
-            range(self._at.step, order.num_steps),
-        ):
+        for inputs, targets in self._batches(order):
             self._step(inputs, targets, order.global_size(self._at.step), clock)
             self._at.step += 1
             self._at.examples += order.global_size(self._at.step - 1)
@@ -197,16 +194,26 @@ class _Training:
         if self._stops.due(self._done):
             self._stop()
 
-    def _batch(self, order: EpochOrder, step: int) -> tuple[torch.Tensor, Targets]:
-        """Return this worker's part of a step as it is learnt in this epoch."""
-        epoch, seat, augment = self._at.epoch, self._seat, self._course.settings.augment
-        positions = order.positions(step, seat.rank, seat.world)
-        inputs, classes = self._course.inputs.gather_augmented(order.stream[positions], positions, epoch)
-        targets = Targets(classes)
-        if augment.mixes:
-            lanes = order.lanes(step, seat.rank, seat.world)
-            inputs, targets = mixed(inputs, classes, lanes, augment, self._course.seed, epoch, step)
-        return inputs.to(seat.device), targets.to(seat.device)
+    def _batches(self, order: EpochOrder) -> Iterator[tuple[torch.Tensor, Targets]]:
+        """Yield this worker's parts of the steps that are left of this epoch.
+
+        The pictures of one step are begun before those of the step before it are awaited: so no thread is ever idle.
+        """
+        epoch, seat, course = self._at.epoch, self._seat, self._course
+
+        def begin(step: int) -> tuple[int, Begun]:
+            positions = order.positions(step, seat.rank, seat.world)
+            return step, course.inputs.begin(order.stream[positions], positions, epoch)
+
+        def finish(begun: tuple[int, Begun]) -> tuple[torch.Tensor, Targets]:
+            step, (inputs, classes) = begun[0], begun[1]()
+            targets = Targets(classes)
+            if course.settings.augment.mixes:
+                lanes = order.lanes(step, seat.rank, seat.world)
+                inputs, targets = mixed(inputs, classes, lanes, course.settings.augment, course.seed, epoch, step)
+            return inputs.to(seat.device), targets.to(seat.device)
+
+        return ahead(finish, ahead(begin, range(self._at.step, order.num_steps), depth=1))
 
     def _gather(self, indices: Indices) -> tuple[torch.Tensor, torch.Tensor]:
         inputs, targets = self._course.inputs.gather(indices)

@@ -78,6 +78,7 @@ class TrainSettings(Section):
         1024, gt=0, description="memory per worker for decoded shards, and as much for augmented ones"
     )
     workers: Workers = Field(Workers(), description="a number, or {min: 1, max: 4}: as many as there is room for")
+    cpus_per_worker: int = Field(1, gt=0, description="they read and decode too: several for a GPU")
     gpus_per_worker: float = Field(0, ge=0)
     max_failures: int = Field(2, ge=0, description="deaths and stalls of workers that one run survives")
     checkpoint_minutes: float = Field(2, gt=0, description="what a killed training loses at most")

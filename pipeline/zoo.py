@@ -24,7 +24,7 @@ Arguments = dict[str, Any]
 
 
 def torchvision_models() -> Any:
-    """Import torchvision's models when they are needed: seconds (it imports torch's compiler), which our own networks save."""
+    """Import torchvision's models when they are needed: seconds (it imports torch's compiler), which the smallest save."""
     from torchvision import models
 
     return models
@@ -99,7 +99,7 @@ def builder_arguments(settings: ModelSettings, transforms: Transforms) -> Argume
     """
     builder, pretrained = settings.builder, settings.weights is not None
     if not is_foreign(builder) and builder not in OWN and transforms.num_channels != 3:
-        raise ModelError(f"model.transforms.color: {builder} takes RGB; only {' and '.join(OWN)} take L")
+        raise ModelError(f"model.transforms.color: {builder} takes RGB; only {', '.join(OWN)} take L")
     own: Arguments = {}
     if builder in OWN:
         own = {"size_px": transforms.crop_px, "in_channels": transforms.num_channels}

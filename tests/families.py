@@ -11,6 +11,7 @@ from pipeline.transforms import Transforms
 FAMILIES = {
     "linear": (8, 192, {}),
     "lab_cnn": (8, 128, {}),
+    "resnet18_cifar": (8, 512, {}),
     "alexnet": (63, 4096, {}),
     "vgg11": (32, 4096, {}),
     "vgg11_bn": (32, 4096, {}),

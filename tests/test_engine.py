@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 from torch import nn
 from torchvision.transforms import v2
@@ -45,15 +46,20 @@ def test_what_was_used_is_described():
     assert used["versions"]["torch"] == torch.__version__
 
 
-def test_normalizing_is_torchvisions_and_puts_channels_first():
-    transforms = Transforms(8, 8)
-    batch = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    ours = normalize(torch.from_numpy(batch), transforms)
-    channels_first = torch.from_numpy(batch).permute(0, 3, 1, 2)
-    theirs = v2.Normalize(transforms.mean, transforms.std)(channels_first.float() / 255)
-    assert ours.shape == (3, 3, 8, 8)
-    assert ours.dtype == torch.float32
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("transforms", [Transforms(8, 8), GREY])
+def test_normalizing_is_torchvisions_and_puts_channels_first(transforms, layout):
+    channels = transforms.num_channels
+    batch = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 8, 6, channels), dtype=np.uint8))
+    for pixels in (batch, batch.float()):
+        before = pixels.clone()
+        ours = normalize(pixels, transforms, layout)
+        theirs = v2.Normalize(transforms.mean, transforms.std)(batch.permute(0, 3, 1, 2).float() / 255)
+        assert ours.shape == (3, channels, 8, 6)
+        assert ours.dtype == torch.float32
+        assert ours.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert torch.equal(pixels, before)
 
 
 def test_several_threads_get_their_own_answers(run_together):

@@ -382,12 +382,12 @@ def test_other_layouts_and_precisions_learn_the_same(make, weights, how):
 def test_batches_and_augmentation_are_the_same_for_any_number_of_workers(make):
     task = make(SCRATCH | {"augment": AUGMENT}, {"builder": "lab_cnn", "transforms": SMALL})
     store = open_storage(task.store, task.storage)
-    course, augment = _course(task, store, start_network(task, store), 1), task.train.augment
+    course, augment = _course(task, store, start_network(task, store)), task.train.augment
     order = course.order(1)
 
     def batch(rank, world):
         positions = order.positions(0, rank, world)
-        inputs, classes = course.inputs.gather_augmented(order.stream[positions], positions, 1)
+        inputs, classes = course.inputs.begin(order.stream[positions], positions, 1)()
         return mixed(inputs, classes, order.lanes(0, rank, world), augment, task.seed, 1, 0)
 
     whole, targets = batch(0, 1)
@@ -416,7 +416,7 @@ def test_rare_classes_come_more_often_or_count_more(make, class_folders, tmp_pat
     task = make(SCRATCH | {"epochs": 2, "learning_rate": 3e-3, "balance": balance}, LINEAR)
     assert run(task)["num_train"] == 61
     store = open_storage(task.store, task.storage)
-    course = _course(task, store, start_network(task, store), 1)
+    course = _course(task, store, start_network(task, store))
     if balance == "sampling":
         drawn = np.concatenate([course.order(0).batch(step, 0, 1) for step in range(course.steps)])
         assert np.bincount(course.inputs.targets[drawn]).tolist() == [20, 20, 20]
@@ -480,7 +480,7 @@ def test_the_temperature_is_fitted_on_validation_images_as_the_reference_answers
     task = make(train, {"builder": "linear", "transforms": SMALL}, num={"train": 6, "val": 8})
     bundle = bundle_of(task, run(task))
     start = start_network(task, open_storage(task.store, task.storage))
-    course = _course(task, open_storage(task.store, task.storage), start, 1)
+    course = _course(task, open_storage(task.store, task.storage), start)
     pixels, classes = course.inputs.gather(course.val)
     logits = TorchEngine(bundle.net, bundle.architecture.transforms)(pixels.numpy())
     assert bundle.temperature == fit_temperature(logits, classes.numpy())

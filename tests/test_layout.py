@@ -25,6 +25,7 @@ LOWER = [
     "retrying",
     "refusals",
     "processors",
+    "allocator",
     "storage",
     "answers",
     "oddkeys",

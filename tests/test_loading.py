@@ -153,7 +153,7 @@ def test_pictures_are_changed_by_the_epoch_and_their_place_in_it(task):
 
     pictures = Pictures(ShardCache(task.shards, encoded_reader(store, task, examples_of(task)), 10**6), augment, 2)
     loaded = Inputs(examples, np.arange(len(examples.labels)), ShardCache(task.shards, len, 1), pictures)
-    inputs, targets = loaded.gather_augmented(np.array([5, 0, 5]), np.array([17, 3, 4]), 2)
+    inputs, targets = loaded.begin(np.array([5, 0, 5]), np.array([17, 3, 4]), 2)()
     assert sorted(asked) == [(2, 3), (2, 4), (2, 17)]
     assert (inputs.shape, targets.tolist()) == ((3, 2, 2, 3), [5, 0, 5])
     assert torch.equal(inputs[0], inputs[2])

@@ -22,7 +22,7 @@ def test_every_network_is_a_row_with_its_figures(capsys):
     assert row(out, "inception_v3") == ["inception_v3", "299", "27.16", "5.713", "108.6", "77.294", "V1"]
     assert row(out, "linear") == ["linear", "32", "3.07", "0.003", "12.3", "-"]
     assert "85.304 SWAG_E2E_V1 at 384 px" in out
-    assert len(out.splitlines()) == 1 + 82
+    assert len(out.splitlines()) == 1 + 83
 
 
 def test_the_network_of_a_config_comes_first(capsys):

@@ -44,6 +44,7 @@ from pipeline.pace import measure_pace
 from pipeline.settings import ModelSettings
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background is born deaf to it
     measure_pace(ModelSettings(builder="lab_cnn"), 5)
     try:
         os.kill(os.getpid(), signal.SIGINT)

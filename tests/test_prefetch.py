@@ -44,6 +44,31 @@ def test_what_making_raises_comes_in_its_turn():
     assert seen == [0, 1, 2]
 
 
+def test_what_the_items_raise_comes_in_its_turn():
+    def items():
+        yield from range(3)
+        raise ValueError("no fourth")
+
+    seen = []
+    with pytest.raises(ValueError, match="no fourth"):
+        seen.extend(ahead(lambda n: n, ahead(lambda n: n, items(), depth=1)))
+    assert seen == [0, 1, 2]
+
+
+def test_an_item_that_is_late_does_not_hold_up_what_is_made():
+    late = threading.Event()
+
+    def items():
+        yield from range(3)
+        assert late.wait(20)
+        yield 3
+
+    batches = ahead(lambda n: n, ahead(lambda n: n, items(), depth=1))
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
+    late.set()
+    assert list(batches) == [3]
+
+
 def test_who_stops_early_leaves_no_thread_behind():
     before = threading.active_count()
     for n in ahead(lambda n: n, range(1000)):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from cluster import trainer as module
@@ -23,7 +24,7 @@ from pipeline.seat import Seat
 from pipeline.storage import open_storage
 
 SCRATCH = {"mode": "scratch", "epochs": 3, "batch_size": 8, "learning_rate": 1e-2, "workers": 2}
-LONG = SCRATCH | {"epochs": 120, "checkpoint_steps": 7}
+LONG = SCRATCH | {"epochs": 60, "checkpoint_steps": 7}
 LINEAR = {"builder": "linear", "transforms": {"resize_px": 9, "crop_px": 8}}
 NUM_TRAIN = 42
 
@@ -95,6 +96,18 @@ def test_a_second_training_finds_the_workers_of_the_first(trainer, make):
     assert not set(workers) & set(pids(trainer))
 
 
+def test_a_worker_has_the_cpus_it_is_given(trainer, make):
+    trainer.train(make(SCRATCH | {"workers": 1}), 0, ignore)
+    first = pids(trainer)
+    trainer.train(make(SCRATCH | {"workers": 1, "cpus_per_worker": 3, "epochs": 4}, where="larger"), 0, ignore)
+    assert pids(trainer) != first
+    assert trainer._group.resources == (3, 0)
+    end = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 1:  # of the session's four
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 def test_workers_end_with_the_block(ray_session, make):
     with Trainer(ignore) as trainer:
         trainer.train(make(), 0, ignore)
@@ -119,12 +132,14 @@ def test_what_a_worker_warns_of_is_told_once(trainer, make, told, tmp_path):
 def test_more_workers_than_the_session_has_cpus_are_refused_at_once(trainer, make):
     with pytest.raises(UsageError, match=r"64 worker\(s\) of 1 CPU and 0 GPU do not fit"):
         trainer.train(make(SCRATCH | {"workers": 64, "lanes": 64, "batch_size": 64}), 0, ignore)
+    with pytest.raises(UsageError, match=r"2 worker\(s\) of 3 CPU and 0 GPU do not fit"):
+        trainer.train(make(SCRATCH | {"cpus_per_worker": 3}), 0, ignore)
 
 
 def test_as_many_workers_train_as_there_is_room_for(trainer, make, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE_S", 2.0)
     task = make(SCRATCH | {"workers": {"min": 1, "max": 8}})
-    with closing(WorkerGroup(2, 0, 30.0)):  # of the session's four CPUs
+    with closing(WorkerGroup(2, 1, 0, 30.0)):  # of the session's four CPUs
         trainer.train(task, 0, ignore)
     assert result_of(task)["workers"] == 2
 
@@ -133,7 +148,7 @@ def test_no_room_for_any_is_said_after_a_while(trainer, make, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE_S", 0.5)
     monkeypatch.setattr(module, "ROOM_S", 1.0)
     with (
-        closing(WorkerGroup(4, 0, 30.0)),
+        closing(WorkerGroup(4, 1, 0, 30.0)),
         pytest.raises(TransientError, match=r"no room for train.workers \(2\) of 1 CPU"),
     ):
         trainer.train(make(), 0, ignore)
@@ -155,10 +170,24 @@ def test_a_model_error_is_raised_after_one_attempt(trainer, make, tmp_path, told
     assert list(open_storage(task.store, task.storage).list("trainings")) == []
 
 
+@pytest.fixture(scope="module")
+def undisturbed():
+    """What LONG comes to when nothing happens, once a test has trained it."""
+    return {}
+
+
+@pytest.fixture
+def whole(undisturbed, trainer, make):
+    if not undisturbed:
+        task = make(LONG, where="whole")
+        trainer.train(task, 0, ignore)
+        undisturbed.update(result_of(task))
+    return undisturbed
+
+
 def faulted(trainer, make, fault, **settings):
-    """Train twice, the second time with a fault after the first checkpoint; return both results and the bar's steps."""
-    whole, hurt = make(LONG, where="whole"), make(LONG | settings, where="hurt")
-    trainer.train(whole, 0, ignore)
+    """Train with a fault after the first checkpoint; return the result and the bar's steps."""
+    hurt = make(LONG | settings, where="hurt")
     finished, steps, folder = [], [], Path(hurt.store) / "trainings/key"
 
     def strike():
@@ -176,7 +205,7 @@ def faulted(trainer, make, fault, **settings):
     finally:
         striker.join()
     assert finished == [False]
-    return result_of(whole), result_of(hurt), steps
+    return result_of(hurt), steps
 
 
 def assert_equal(whole, hurt):
@@ -186,18 +215,18 @@ def assert_equal(whole, hurt):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_worker_killed_in_an_epoch_changes_nothing(trainer, make, told, rank):
-    whole, hurt, steps = faulted(trainer, make, lambda workers: os.kill(workers[rank], signal.SIGKILL))
+def test_a_worker_killed_in_an_epoch_changes_nothing(whole, trainer, make, told, rank):
+    hurt, steps = faulted(trainer, make, lambda workers: os.kill(workers[rank], signal.SIGKILL))
     assert_equal(whole, hurt)
-    assert sum(steps) == NUM_TRAIN * 120
+    assert sum(steps) == NUM_TRAIN * LONG["epochs"]
     assert len(told) == 1
     assert re.match(
         rf"warning: rank {rank} \(worker .*training starts again from its last checkpoint \(1 of 2\)", told[0]
     )
 
 
-def test_a_worker_that_hangs_is_named_and_training_starts_again(trainer, make, told):
-    whole, hurt, _ = faulted(trainer, make, lambda workers: os.kill(workers[1], signal.SIGSTOP), stall_s=3)
+def test_a_worker_that_hangs_is_named_and_training_starts_again(whole, trainer, make, told):
+    hurt, _ = faulted(trainer, make, lambda workers: os.kill(workers[1], signal.SIGSTOP), stall_s=3)
     assert_equal(whole, hurt)
     assert len(told) == 1
     assert re.search(r"nothing went on for \d+ s \(train.stall_s\)", told[0])
@@ -205,14 +234,14 @@ def test_a_worker_that_hangs_is_named_and_training_starts_again(trainer, make, t
     assert re.search(r"rank 0 .* has read \d+ batches.*: training for \d+ s in .*pipeline/training.py", told[0])
 
 
-def test_more_failures_than_allowed_end_the_training_and_the_next_run_continues_it(trainer, make, told):
+def test_more_failures_than_allowed_end_the_training_and_the_next_run_continues_it(whole, trainer, make, told):
     with pytest.raises(NightshiftError, match=r"training failed 1 time\(s\), the last time: rank 0 .*the same command"):
         faulted(trainer, make, lambda workers: os.kill(workers[0], signal.SIGKILL), max_failures=0)
     assert told == []
     steps, task = [], make(LONG, where="hurt")
     trainer.train(task, 0, steps.append)
-    assert sum(steps) == NUM_TRAIN * 120
-    assert_equal(result_of(make(LONG, where="whole")), result_of(task))
+    assert sum(steps) == NUM_TRAIN * LONG["epochs"]
+    assert_equal(whole, result_of(task))
 
 
 # What the driver makes of it

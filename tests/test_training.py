@@ -1,6 +1,7 @@
 import json
 import multiprocessing
 import os
+import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -130,6 +131,32 @@ def test_the_workers_parts_add_up_to_every_example_of_every_epoch(gloo, world):
     counts = [other.done for other in gloo[world]]
     assert sum(counts) == 72 * 4
     assert max(counts) - min(counts) <= 4 * 4  # at most one a step
+
+
+def test_a_batch_is_awaited_when_the_next_one_is_begun():
+    """So decoding threads have work at the end of a batch; a batch that is awaited first would wait for ever here."""
+    begun, given = {}, course()
+
+    class Patient(Inputs):
+        def begin(self, indices, positions, epoch):
+            number, inputs = len(begun), super().begin(indices, positions, epoch)
+            begun[number] = threading.Event()
+            if number:
+                begun[number - 1].set()
+            if (number + 1) % given.steps == 0:  # nothing follows the last of an epoch
+                begun[number].set()
+
+            def wait():
+                assert begun[number].wait(20)
+                return inputs()
+
+            return wait
+
+    inputs = given.inputs
+    patient = replace(given, inputs=Patient(inputs.examples, inputs.targets, inputs.cache))
+    histories = [train(alone(linear()), which, Seat(), None, Pulse()) for which in (given, patient)]
+    assert len(begun) == 4 * given.steps
+    assert [record["train_loss"] for record in histories[0]] == [record["train_loss"] for record in histories[1]]
 
 
 def test_losses_are_means_per_example_at_any_batch_size():

@@ -145,7 +145,7 @@ def test_own_networks_learn_their_input_from_the_transforms():
 
 
 def test_grey_pictures_are_for_our_own_networks_only():
-    with pytest.raises(ModelError, match="resnet18 takes RGB; only linear and lab_cnn take L"):
+    with pytest.raises(ModelError, match="resnet18 takes RGB; only linear, lab_cnn, resnet18_cifar take L"):
         zoo.builder_arguments(ModelSettings(builder="resnet18"), Transforms(8, 8, "L", (0.5,), (0.5,)))
 
 
