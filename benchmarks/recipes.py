@@ -19,7 +19,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared/data"
-NIGHTSHIFT = (sys.executable, "-c", "import sys; from jobs.cli import main; sys.exit(main())")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 95 %, of so many values
 
 COLUMNS = {"image_column": "image", "id_column": "image_id", "label_column": "label", "split_column": "split"}
@@ -64,19 +63,13 @@ def measure(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
         top1, images = evaluation["top1"], evaluation["num_images"]
     seconds = sum(stage["seconds"] for stage in record["stages"] if stage["name"] == "train")
     curve = [(epoch["train_top1"], epoch["val_top1"]) for epoch in training["history"]]
-    return {
-        "recipe": recipe,
-        "seed": seed,
-        "top1": top1,
-        "images": images,
-        "train_s": seconds,
-        "curve": curve,
-    }
+    return {"recipe": recipe, "seed": seed, "top1": top1, "images": images, "train_s": seconds, "curve": curve}
 
 
 def nightshift(*arguments: Any) -> dict[str, Any]:
     """Run a command and return its record."""
-    done = subprocess.run([*NIGHTSHIFT, *map(str, arguments), "--json"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "jobs", *map(str, arguments), "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"nightshift {arguments[0]}: exit {done.returncode}\n{done.stderr[-3000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))

@@ -40,7 +40,7 @@ class Inputs:
         """Return inputs and targets, [B] or [B, K], of these examples, in their order."""
         return torch.from_numpy(np.stack(self._rows(self.cache, indices))), torch.from_numpy(self.targets[indices])
 
-    def begin(self, indices: Indices, positions: Indices, epoch: int) -> "Begun":
+    def begin(self, indices: Indices, positions: Indices, epoch: int) -> Begun:
         """Begin to make inputs as they are learnt at these places of an epoch: where there are `pictures`, changed by chance.
 
         What this returns waits for them and returns them with their targets, as `gather` does.
