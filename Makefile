@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # Usage statistics of Ray stay off in everything that is started from here.
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: setup demo test check bench bench-train chaos servers clean
+.PHONY: setup demo test check bench bench-train chaos servers clean constraints
+comma := ,
 .DEFAULT_GOAL := help
 
 help:
@@ -19,15 +20,21 @@ help:
 setup: $(VENV)/.done
 
 # uv when it is there or can be had (40 s), else pip (a few minutes). Runs again only when the dependencies change.
-$(VENV)/.done: pyproject.toml
+EXTRAS := demo,dev,delta,plot,tune
+$(VENV)/.done: pyproject.toml constraints.txt
 	@echo "setting up $(VENV): about 5 GB, under a minute with uv, some minutes with pip alone"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@if [ -z "$(NO_UV)" ] && { command -v uv >/dev/null || $(BIN)/python -m pip install --quiet uv; }; then \
-		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python --editable '.[demo,dev,delta,plot,tune]'; \
+		PATH="$(abspath $(BIN)):$$PATH" uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt --editable '.[$(EXTRAS)]'; \
 	else \
-		$(BIN)/python -m pip install --quiet --editable '.[demo,dev,delta,plot,tune]'; \
+		$(BIN)/python -m pip install --quiet -c constraints.txt --editable '.[$(EXTRAS)]'; \
 	fi
 	@touch $@
+
+# Resolves all versions anew, for the image, for machines that submit, and for .venv.
+constraints:
+	uv pip compile --quiet --upgrade --universal --no-annotate --no-header --no-emit-index-url \
+		$(addprefix --extra ,$(subst $(comma), ,$(EXTRAS))) pyproject.toml -o constraints.txt
 
 # What stands in for Azure in the tests: they run without it, and say so. Later versions want node 22.
 AZURITE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/nightshift/azurite-3.35.0

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 from cluster.dispatch import Failure, dispatch
-from cluster.resources import available
+from cluster.resources import labeller_size
 from cluster.workers import ActorPool, Factory, Function
 from pipeline.ledger import LedgerEntry
 from pipeline.settings import LabelSettings
@@ -41,9 +41,8 @@ def over_shards(
 ) -> Iterator[tuple[Shard, Any | Failure]]:
     """Run the function that `factory` makes, once per actor, over shards, `at_once` of them per actor at a time."""
     for first in (drawn := iter(shards)):  # nothing to do needs no actors
-        gpus = settings.gpus_per_worker if settings.gpus_per_worker is not None else float(available("GPU") > 0)
-        workers, cpus = (settings.min_workers, settings.max_workers), settings.cpus_per_worker
-        with ActorPool(factory, *workers, cpus, gpus, at_once) as pool:
+        size = labeller_size(settings)
+        with ActorPool(factory, settings.min_workers, settings.max_workers, size, at_once) as pool:
             yield from dispatch(
                 pool,
                 chain([first], drawn),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cluster.dispatch import Failure, dispatch
+from cluster.resources import trainer_size
 from cluster.workers import ActorPool, Function
 from pipeline.documents import Document
 from pipeline.tasks import TrainTask
@@ -14,7 +15,7 @@ STALL_S = 3600.0  # a training shows nothing before its end
 def rehearse_all(tasks: Sequence[TrainTask]) -> Iterator[tuple[TrainTask, list[Document] | Failure]]:
     """Train each task; yield it with the records of its epochs, or with why it was given up."""
     settings = tasks[0].train
-    with ActorPool(open_rehearsal, 1, len(tasks), settings.cpus_per_worker, settings.gpus_per_worker) as pool:
+    with ActorPool(open_rehearsal, 1, len(tasks), trainer_size(settings)) as pool:
         yield from dispatch(pool, tasks, 1 + settings.max_failures, stall_s=STALL_S)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import ray
 from ray.exceptions import RayError
 
-from cluster.checkout import code_root, refuse_other
+from cluster.checkout import code_root, program, refuse_other
 from cluster.headwatch import watched
 from pipeline.errors import TransientError, UsageError
 from pipeline.refusals import first_line
@@ -25,6 +25,9 @@ LOCAL_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_DEDUP_LOGS": "1",
+}
+# What workers need, here and on a cluster.
+WORKER_ENVIRONMENT = {
     # A worker that asked for no GPU sees none: sixteen labellers on one GPU that nobody gave them run out of its memory.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     # Pictures are mapped and unmapped. Left to itself glibc raises this threshold up to 32 MB, and each decoding thread's
@@ -65,6 +68,8 @@ def _connect(settings: ClusterSettings) -> None:
     if settings.address:
         _join(settings.address)
         return
+    for key, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
     _provide_token()
     logging.getLogger("ray._private.authentication").setLevel(
         logging.ERROR
@@ -88,9 +93,16 @@ def _connect(settings: ClusterSettings) -> None:
 
 def _join(address: str) -> None:
     """Connect to a running cluster; UsageError when none answers."""
+    if address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"cluster.address: {address} is a cluster's dashboard, which takes submitted jobs: `nightshift submit nightly CONFIG`; "
+            "to join from a node of the cluster give host:port of its head, or auto"
+        )
+    # A submitted job got the environment with its working directory, and Ray (2.60) refuses to be told twice.
+    environment = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": WORKER_ENVIRONMENT}
     try:
         _knock(address)
-        ray.init(address=address, logging_level="ERROR")
+        ray.init(address=address, logging_level="ERROR", runtime_env=environment or None)
     except (OSError, ValueError, RuntimeError, RayError) as error:  # also bad addresses, foreign versions, wrong tokens
         raise UsageError(
             f"cluster.address: no Ray cluster can be joined at {address} ({error}); start it there, or leave the key out "
@@ -141,7 +153,7 @@ def _provide_token() -> None:
 def _check_code() -> None:
     """Refuse to run on a cluster whose workers import another nightshift than this process, or none."""
     try:
-        there = ray.get(ray.remote(num_cpus=0)(code_root).remote())
+        there = ray.get(ray.remote(num_cpus=0)(program).remote())
     except RayError as error:
         raise UsageError(
             f"the workers cannot run nightshift ({str(error).strip().splitlines()[-1]}); install this checkout, {code_root()}, "

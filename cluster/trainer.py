@@ -13,7 +13,7 @@ from typing import Self
 
 from ray.exceptions import RayError
 
-from cluster.resources import check_alive, check_fits, places
+from cluster.resources import check_alive, check_fits, places, trainer_size
 from cluster.retries import cause_of, lost_worker, words
 from cluster.slowranks import SlowRanks
 from cluster.stall import StallClock
@@ -64,7 +64,7 @@ class Trainer:
             holds a worker, when they came more often than `train.max_failures` allows.
         """
         settings, failures, progress = task.train, 0, _Progress(already, advanced)
-        check_fits(settings.workers.min, settings.cpus_per_worker, settings.gpus_per_worker)
+        check_fits(settings.workers.min, trainer_size(settings))
         while True:
             try:
                 self._attend(self._staffed(settings), task, progress)
@@ -92,18 +92,18 @@ class Trainer:
 
     def _staffed(self, settings: TrainSettings) -> WorkerGroup:
         """Return a group of as many workers as there is room for, the one that is there if it fits."""
-        workers, cpus, gpus = settings.workers, settings.cpus_per_worker, settings.gpus_per_worker
+        workers, size = settings.workers, trainer_size(settings)
         end, limit = time.monotonic() + ROOM_S, workers.max
         while True:
             check_alive()
-            room, group = places(cpus, gpus), self._group
-            if group and group.resources == (cpus, gpus) and group.world == workers.choose(settings.lanes, room):
+            room, group = places(size), self._group
+            if group and group.size == size and group.world == workers.choose(settings.lanes, room):
                 return group
             self.close()
             world = workers.choose(settings.lanes, min(room, limit))
             if world is not None:
                 try:
-                    self._group = WorkerGroup(world, cpus, gpus, PATIENCE_S)
+                    self._group = WorkerGroup(world, size, PATIENCE_S)
                     return self._group
                 except TimeoutError:  # others hold it, or a node that is gone is counted still
                     limit = world - 1
@@ -114,7 +114,7 @@ class Trainer:
                 time.sleep(PAUSE_S)
             if time.monotonic() > end:
                 raise TransientError(
-                    f"no room for train.workers ({workers}) of {cpus} CPU and {gpus:g} GPU for {ROOM_S:.0f} s: other jobs hold it, "
+                    f"no room for train.workers ({workers}) of {size} for {ROOM_S:.0f} s: other jobs hold it, "
                     "or nodes are gone; the same command continues when there is"
                 )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from cluster.resources import check_fits
+from cluster.resources import check_fits, trainer_size
 from cluster.retries import cause_of, words
 from pipeline.documents import Document
 from pipeline.errors import DivergedError, ModelError
@@ -44,17 +44,18 @@ def tune_over(task: TrainTask, key: str, settings: TuneSettings, told: Told) -> 
     told : Callable[[Trial, bool], None]
         Told of each epoch of a trial, and (True) of its end.
     """
-    check_fits(1, task.train.cpus_per_worker, task.train.gpus_per_worker)
+    size = trainer_size(task.train)
+    check_fits(1, size)
     os.environ.update({name: os.environ.get(name, value) for name, value in QUIET.items()})
     from ray import tune
     from ray.tune.logger import JsonLoggerCallback
 
     found = Trials([], {})
     metric, higher = METRICS[settings.metric]
-    resources = {"cpu": task.train.cpus_per_worker, "gpu": task.train.gpus_per_worker}
+    place = tune.PlacementGroupFactory([size.bundle], bundle_label_selector=[dict(size.node_labels)])
     with TemporaryDirectory(prefix="nightshift-tune-") as scratch:
         tune.Tuner(
-            tune.with_resources(tune.with_parameters(_train, task=task, key=key), resources),
+            tune.with_resources(tune.with_parameters(_train, task=task, key=key), place),
             param_space={LATER: {name: _domain(domain) for name, domain in settings.space.items()}},
             tune_config=tune.TuneConfig(
                 metric=metric, mode="max" if higher else "min", num_samples=settings.trials, reuse_actors=True,

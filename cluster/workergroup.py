@@ -19,8 +19,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.checkout import refuse_other
 from cluster.dispatch import NO_ANSWER, answers
+from cluster.resources import Size
 from cluster.stall import doing
-from cluster.workers import end, whereabouts
+from cluster.workers import Whereabouts, end, whereabouts
 from pipeline.pulse import Pulse
 from pipeline.tasks import TrainTask
 
@@ -47,8 +48,8 @@ class _Rank:
     def __init__(self) -> None:
         self._pulse, self._training = Pulse(), (0, 0.0)  # thread, start
 
-    def where(self) -> tuple[str, str]:
-        """Return what to call this worker, and where it imports nightshift from."""
+    def where(self) -> Whereabouts:
+        """Return what to call this worker, where it is and what it runs."""
         return whereabouts()
 
     def meeting(self) -> str:
@@ -107,7 +108,7 @@ def _averaging(module: "nn.Module") -> "nn.Module":
 
 
 class WorkerGroup:
-    """`world` workers of so many CPUs, and perhaps GPUs, each, until it is closed.
+    """`world` workers of one size, until it is closed.
 
     Raises
     ------
@@ -117,29 +118,28 @@ class WorkerGroup:
         When one of them did not start.
     """
 
-    def __init__(self, world: int, cpus: int, gpus: float, patience_s: float) -> None:
-        self.world, self.resources = world, (cpus, gpus)
+    def __init__(self, world: int, size: Size, patience_s: float) -> None:
+        self.world, self.size = world, size
         self._actors: list[Any] = []
-        bundle = {"CPU": float(cpus), "GPU": gpus} if gpus else {"CPU": float(cpus)}
-        self._place = placement_group([bundle] * world, strategy="PACK")
+        selector = [dict(size.node_labels)] * world if size.node_labels else None
+        self._place = placement_group([size.bundle] * world, strategy="PACK", bundle_label_selector=selector)
         try:
             if not self._place.wait(patience_s):
-                raise TimeoutError(f"no room for {world} worker(s) of {bundle} for {patience_s:g} s")
+                raise TimeoutError(f"no room for {world} worker(s) of {size} for {patience_s:g} s")
             self._actors.extend(self._start(rank) for rank in range(world))
             found = ray.get([actor.where.remote() for actor in self._actors], timeout=START_S)
         except BaseException:
             self.close()
             raise
-        self.names = [f"rank {rank} ({name})" for rank, (name, _) in enumerate(found)]
-        for _, root in found:
-            refuse_other(root)
+        self.names = [f"rank {rank} ({each.name})" for rank, each in enumerate(found)]
+        for each in found:
+            refuse_other(each.program, each.name)
         self._standings: list[Standing] = []
         self._asked: list[Future[Standing]] = []
 
     def _start(self, rank: int) -> Any:
         # No restarts by Ray: a group that lost one rank starts anew, from a checkpoint.
-        cpus, gpus = self.resources
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, concurrency_groups={"train": 1})(_Rank)
+        remote = ray.remote(**self.size.options, max_restarts=0, concurrency_groups={"train": 1})(_Rank)
         return remote.options(scheduling_strategy=PlacementGroupSchedulingStrategy(self._place, rank)).remote()
 
     def train(self, task: TrainTask) -> list[Future[None]]:

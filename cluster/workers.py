@@ -1,5 +1,6 @@
 """Pools that `dispatch` fills: actors that keep something expensive (a model) between shards, and plain tasks."""
 
+import logging
 import os
 import threading
 import time
@@ -12,9 +13,9 @@ from typing import Any, Self
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from cluster.checkout import code_root, refuse_other
+from cluster.checkout import Program, program, refuse_other
 from cluster.dispatch import Pool
-from cluster.resources import check_alive, check_fits, fitting, places
+from cluster.resources import Size, check_alive, check_fits, draining, fitting, places
 from cluster.retries import words
 from cluster.stall import doing, name_of
 
@@ -22,6 +23,8 @@ from cluster.stall import doing, name_of
 Function = Callable[[Any, int], Any]
 Factory = Callable[[], Function]
 LOOK_EVERY_S = 3.0
+# The shortest notice that clouds give of taking a machine away is 30 s.
+NOTICE_S = 20.0
 
 
 class _Worker:
@@ -32,8 +35,8 @@ class _Worker:
         self._function: Function | None = None
         self._working: dict[int, tuple[str, float]] = {}
 
-    def where(self) -> tuple[str, str]:
-        """Return what to call this worker, and where it imports nightshift from."""
+    def where(self) -> "Whereabouts":
+        """Return what to call this worker, where it is and what it runs."""
         return whereabouts()
 
     def doing(self) -> str:
@@ -63,6 +66,7 @@ class _Seat:
 
     actor: Any
     name: str
+    node: str
 
     def __str__(self) -> str:
         return self.name
@@ -83,17 +87,18 @@ class ActorPool(Pool):
     """
 
     def __init__(
-        self, factory: Factory, min_workers: int, max_workers: int | None, cpus: float, gpus: float = 0, places: int = 1
+        self, factory: Factory, min_workers: int, max_workers: int | None, size: Size, places: int = 1
     ) -> None:
-        check_fits(min_workers, cpus, gpus)
+        check_fits(min_workers, size)
         self.places = places
-        self._size, self._max_workers, self._arguments = (cpus, gpus), max_workers, (factory, max(1, int(cpus)))
+        self._size, self._max_workers, self._arguments = size, max_workers, (factory, max(1, int(size.cpus)))
         # No restarts by Ray: it keeps a dead actor's place while its node may be gone for good.
         self._remote = ray.remote(
-            num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0, concurrency_groups={"work": places}
+            **size.options, max_restarts=0, max_task_retries=0, concurrency_groups={"work": places}
         )(_Worker)
         self.workers: list[_Seat] = []
         self.starting: dict[Any, Any] = {}  # future of the name: actor
+        self._leaving: list[tuple[_Seat, float]] = []  # and until when their shards may end
         self._most, self._look_at, self._start_at = 1, 0.0, 0.0
 
     @property
@@ -118,21 +123,42 @@ class ActorPool(Pool):
         if time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + LOOK_EVERY_S
             check_alive()
-            fit = places(*self._size)
+            fit = places(self._size)
             self._most = max(1, fit if self._max_workers is None else min(fit, self._max_workers))
+            self._part_with_leaving()
+
+    def _part_with_leaving(self) -> None:
+        """Give no more work to actors on nodes that are to be taken away, and end them before that happens.
+
+        What ends in time is committed; what does not is handed back, and another actor begins it anew.
+        """
+        now, gone = time.monotonic(), draining()
+        for seat in [seat for seat in self.workers if seat.node in gone]:
+            self.workers.remove(seat)
+            self._leaving.append((seat, now + NOTICE_S))
+            logging.getLogger("nightshift").warning(
+                f"{seat}: its node is to be taken away (preempted, or scaled down); it gets no more work, and has {NOTICE_S:.0f} s to "
+                "end what it does"
+            )
+        for seat, until in [each for each in self._leaving if each[1] <= now]:
+            self._leaving.remove((seat, until))
+            end(seat.actor)
 
     def admit(self, future: Any) -> None:
         """See dispatch.Pool."""
         actor = self.starting.pop(future)
         try:
-            name, root = ray.get(future)
-            refuse_other(root)
-            self.workers.append(_Seat(actor, name))
+            found = ray.get(future)
+            refuse_other(found.program, found.name)
+            self.workers.append(_Seat(actor, found.name, found.node))
         except (RayTaskError, RayError) as error:
             self.trouble, self._start_at = words(error), time.monotonic() + LOOK_EVERY_S
 
     def retire(self, worker: _Seat) -> None:
         """See dispatch.Pool."""
+        if any(seat is worker for seat, _ in self._leaving):
+            self._leaving = [each for each in self._leaving if each[0] is not worker]
+            end(worker.actor)
         if worker in self.workers:  # it is told once per item that was in flight there
             self.workers.remove(worker)
             self._look_at = 0.0
@@ -148,13 +174,24 @@ class ActorPool(Pool):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for actor in [*(seat.actor for seat in self.workers), *self.starting.values()]:
+        seats = [*self.workers, *(seat for seat, _ in self._leaving)]
+        for actor in [*(seat.actor for seat in seats), *self.starting.values()]:
             end(actor)
 
 
-def whereabouts() -> tuple[str, str]:
-    """Return, in an actor, what to call it, and where it imports nightshift from."""
-    return f"worker {os.getpid()} at {ray.util.get_node_ip_address()}", code_root()
+@dataclass(frozen=True)
+class Whereabouts:
+    """What to call an actor, the id of its node, and what it runs."""
+
+    name: str
+    node: str
+    program: Program
+
+
+def whereabouts() -> Whereabouts:
+    """Return, in an actor, its own."""
+    name = f"worker {os.getpid()} at {ray.util.get_node_ip_address()}"
+    return Whereabouts(name, ray.get_runtime_context().get_node_id(), program())
 
 
 def end(actor: Any) -> None:
@@ -168,7 +205,7 @@ class TaskPool(Pool):
     """Stateless tasks of one CPU each, two per CPU of the session in flight."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
-        self.workers = range(2 * fitting(1, 0, None))
+        self.workers = range(2 * fitting(Size(1), None))
         self._function = ray.put(function)
         self._remote = ray.remote(num_cpus=1, max_retries=0)(_call)
 

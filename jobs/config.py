@@ -12,8 +12,10 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from pipeline.checksettings import CheckSettings, NotifySettings
 from pipeline.errors import ConfigError
 from pipeline.judgesettings import EvaluateSettings, PromoteSettings, RobustnessSettings
+from pipeline.kubesettings import KubernetesSettings
 from pipeline.refusals import printable
 from pipeline.schema import JUDGED_COLUMNS, OWN_COLUMNS
 from pipeline.section import Section
@@ -49,8 +51,11 @@ class Config(Section):
     promote: PromoteSettings = PromoteSettings()
     robustness: RobustnessSettings = RobustnessSettings()
     label: LabelSettings = LabelSettings()
+    checks: CheckSettings = CheckSettings()
+    notify: NotifySettings = NotifySettings()
     output: OutputSettings = OutputSettings()
     cluster: ClusterSettings = ClusterSettings()
+    kubernetes: KubernetesSettings = KubernetesSettings()
     seed: int = 0
     date: datetime.date | None = Field(None, description="logical date of the run (--date), ${date} in every string")
 

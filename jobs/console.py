@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Event, Thread
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -56,6 +56,11 @@ class Progress:
         left = self.seconds_left
         parts = [position, *([f"{clock(left)} left"] if left is not None else []), f"{self.pace}", self.remark]
         return ", ".join(part for part in parts if part)
+
+    @property
+    def share(self) -> float | None:
+        """How much of the stage is done, 0 to 1; None when the whole is not known."""
+        return self.done / self.total if self.total else None
 
     @property
     def rate(self) -> float:
@@ -145,22 +150,53 @@ def _drawn(progress: Progress) -> Iterator[None]:
 
     console = Console(stderr=True)
     with Live(
-        get_renderable=lambda: _picture(progress, console.width), console=console, transient=True, refresh_per_second=4
-    ):
+        get_renderable=lambda: _picture(progress.name, progress.share, progress.line, console.width),
+        console=console, transient=True, refresh_per_second=4,
+    ):  # fmt: skip
         yield
 
 
-def _picture(progress: Progress, width: int) -> "Text":
+class Drawing:
+    """A line drawn in place on a terminal that others draw for us: what a job on a cluster says of its progress."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(file=stream, soft_wrap=True, highlight=False, markup=False, emoji=False)
+        self._now: tuple[str, float | None, str] = "", None, ""
+        self._live = Live(get_renderable=self._picture, console=self._console, transient=True, refresh_per_second=4)
+
+    def draw(self, name: str, share: float | None, words: str) -> None:
+        """Show a stage, how much of it is done (0 to 1, None: unknown), and its words."""
+        self._now = name, share, words
+
+    def print(self, line: str) -> None:
+        """Print a line above."""
+        self._console.print(line)
+
+    def _picture(self) -> "Text":
+        return _picture(*self._now, self._console.width)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+
+def _picture(name: str, share: float | None, line: str, width: int) -> "Text":
     """Return name, bar (where there is room for it) and words, in one line of at most `width` columns."""
     from rich.text import Text
 
-    words = Text(f"{progress.name:<9} ")
-    room = width - len(words.plain) - len(progress.line) - 1
-    if progress.total and room >= SHORTEST_BAR:
+    words = Text(f"{name:<9} " if name else "")
+    room = width - len(words.plain) - len(line) - 1
+    if share is not None and room >= SHORTEST_BAR:
         length = min(LONGEST_BAR, room)
-        full = round(length * min(1.0, progress.done / progress.total))
+        full = round(length * min(1.0, share))
         words.append("━" * full, "green").append("━" * (length - full), "bright_black").append(" ")
-    words.append(progress.line)
+    words.append(line)
     words.truncate(width - 1, overflow="ellipsis")  # the last column makes some terminals wrap
     words.no_wrap = True
     return words

@@ -4,35 +4,62 @@ import json
 import os
 import platform
 import sys
-import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from jobs.config import Config, read_config
+from jobs.roundcall import inspect_nodes
 from jobs.runs import library_versions
 from pipeline.documents import Document
-from pipeline.errors import AlreadyExistsError, NightshiftError, StorageError
+from pipeline.errors import NightshiftError
+from pipeline.refusals import printable
 from pipeline.settings import ClusterSettings
 from pipeline.sources import list_source
+from pipeline.storecheck import check_store
 
 LIBRARIES = ("nightshift", "ray", "torch", "torchvision", "pyarrow", "obstore", "pillow", "scikit-learn")
 
 
-def examine(path: str | None, overrides: Sequence[str], as_json: bool) -> int:
-    """Run every check, print a line each, and return 1 when one failed."""
+def examine(path: str | None, overrides: Sequence[str], address: str | None, as_json: bool) -> int:
+    """Run every check, print a line each, and return 1 when one failed.
+
+    Where `address`, or `cluster.address`, is a dashboard, this machine only submits: the checks run there, as a job.
+    """
     config = _impatient(read_config(path, overrides)) if path else None
-    checks: dict[str, Callable[[], str]] = {
-        "machine": _machine,
-        "libraries": _libraries,
-        "known answer": _known_answer,
-        "cluster": lambda: _cluster(config.cluster if config else ClusterSettings()),
-    }
+    where = address or (config.cluster.address if config else None)
+    if where and where.startswith(("http://", "https://")):
+        return _examine_there(config, where, as_json)
+    settings = (config.cluster if config else ClusterSettings()).model_copy(update={"address": where})
+    report = Report(as_json)
+    report.check("machine", _machine)
+    report.check("libraries", _libraries)
+    report.check("known answer", _known_answer)
+    _check_cluster(report, settings, config)
     if config:
-        checks |= {"store": lambda: _store(config), "input": lambda: _input(config)}
-    results: Document = {}
-    for name, check in checks.items():
+        report.check("store", lambda: _store(config))
+        report.check("input", lambda: _input(config))
+    return report.end()
+
+
+def _examine_there(config: Config | None, address: str, as_json: bool) -> int:
+    """Check what submitting needs here, then let the cluster examine itself."""
+    from jobs.submit import examine_cluster
+
+    report = Report(as_json)
+    report.check("machine", _machine)
+    report.check("libraries", _libraries)
+    return max(report.end(), examine_cluster(config, address, as_json))
+
+
+class Report:
+    """The lines of the checks, printed as they come; with `as_json` one document at the end."""
+
+    def __init__(self, as_json: bool) -> None:
+        self._as_json, self._results = as_json, Document()
+
+    def check(self, name: str, check: Callable[[], str]) -> None:
+        """Run a check; it returns what it found, or raises."""
         try:
-            results[name] = {"ok": True, "found": check()}
+            self.add(name, True, check())
         except (
             NightshiftError,
             ImportError,
@@ -40,12 +67,19 @@ def examine(path: str | None, overrides: Sequence[str], as_json: bool) -> int:
             RuntimeError,
             ValueError,
         ) as error:  # what broken libraries raise
-            results[name] = {"ok": False, "found": str(error) or type(error).__name__}
-        if not as_json:
-            print(f"{'ok  ' if results[name]['ok'] else 'FAIL'} {name}: {results[name]['found']}", flush=True)
-    if as_json:
-        print(json.dumps(results, ensure_ascii=False))
-    return 0 if all(result["ok"] for result in results.values()) else 1
+            self.add(name, False, str(error) or type(error).__name__)
+
+    def add(self, name: str, ok: bool, found: str) -> None:
+        """Add a line."""
+        self._results[name] = {"ok": ok, "found": found}
+        if not self._as_json:
+            print(f"{'ok  ' if ok else 'FAIL'} {name}: {printable(found)}", flush=True)
+
+    def end(self) -> int:
+        """Print the document where that is asked for, and return the exit code."""
+        if self._as_json:
+            print(json.dumps(self._results, ensure_ascii=False))
+        return 0 if all(result["ok"] for result in self._results.values()) else 1
 
 
 def _impatient(config: Config) -> Config:
@@ -77,36 +111,31 @@ def _known_answer() -> str:
     return f"a convolution gives 434 243 234, as it must; training and labelling use {device}"
 
 
-def _cluster(settings: ClusterSettings) -> str:
-    from cluster.resources import available
+def _check_cluster(report: Report, settings: ClusterSettings, config: Config | None) -> None:
+    """Join or start the session; of a cluster ask every node."""
     from cluster.session import session
 
-    with session(settings):
-        where = settings.address or "a one-node session here"
-        return f"{where}: {available('CPU'):g} CPUs, {available('GPU'):g} GPUs; workers import the same nightshift"
+    try:
+        with session(settings):
+            report.check("cluster", lambda: _session(settings.address))
+            if settings.address:
+                for name, result in inspect_nodes(config).items():
+                    report.add(name, result["ok"], result["found"])
+    except NightshiftError as error:
+        report.add("cluster", False, str(error))
+
+
+def _session(address: str | None) -> str:
+    from cluster.resources import available
+
+    where = address or "a one-node session here"
+    return f"{where}: {available('CPU'):g} CPUs, {available('GPU'):g} GPUs; workers import the same nightshift"
 
 
 def _store(config: Config) -> str:
-    """Write, read, create twice and delete one small object."""
-    store, name = config.open_store(), f"doctor/{uuid.uuid4().hex}.txt"
-    store.create(name, b"nightshift")
-    try:
-        if store.read(name) != b"nightshift":
-            raise StorageError(f"{store.url} does not return what was written; check what lies between")
-        _refuses_second(store, name)
-    finally:
-        store.delete(name)
+    store = config.open_store()
+    check_store(store)
     return f"{store.url} can be written and read, and creates a name only once"
-
-
-def _refuses_second(store: Any, name: str) -> None:
-    try:
-        store.create(name, b"again")
-    except AlreadyExistsError:
-        return
-    raise StorageError(
-        f"{store.url} overwrote a create-only object; publishing is not safe there: use a store with conditional PUT"
-    )
 
 
 def _input(config: Config) -> str:

@@ -4,6 +4,7 @@ import math
 
 from jobs.config import Config
 from jobs.console import say
+from jobs.overlap import alone
 from jobs.plan import present_plan
 from jobs.runs import Run
 from jobs.settle import counts_of, settle
@@ -27,8 +28,10 @@ ROUNDS = 3  # of labelling, then comparing the files with the ledger
 def work(run: Run, retry_quarantined: bool = False) -> None:
     """Label and publish."""
     check_output(run)
-    version = resolve(run.store, run.config.model)
-    label_plan(run, present_plan(run), version, retry_quarantined)
+    with alone(run) as ours:
+        if ours:
+            version = resolve(run.store, run.config.model)
+            label_plan(run, present_plan(run), version, retry_quarantined)
 
 
 def check_output(run: Run) -> None:

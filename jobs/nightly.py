@@ -2,6 +2,7 @@
 
 from jobs.ahead import plan_and_label
 from jobs.label import check_output
+from jobs.overlap import alone
 from jobs.runs import Run
 from pipeline.registry import resolve
 
@@ -9,5 +10,7 @@ from pipeline.registry import resolve
 def work(run: Run) -> None:
     """Do one night; the report is written when its record is."""
     check_output(run)
-    version = resolve(run.store, run.config.model)
-    plan_and_label(run, version)
+    with alone(run) as ours:
+        if ours:
+            version = resolve(run.store, run.config.model)
+            plan_and_label(run, version)

@@ -27,8 +27,8 @@ from pipeline.weightsource import Published, Sealed, weight_source
 
 # How a training is run and where its values come from, not what it computes: these do not change its key.
 EXECUTION = {
-    "preset", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "max_failures", "cache_mb", "stall_s", "sanity",
-    "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
+    "preset", "folds", "workers", "cpus_per_worker", "gpus_per_worker", "memory_mb_per_worker", "node_labels",
+    "max_failures", "cache_mb", "stall_s", "sanity", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
 }  # fmt: skip
 
 

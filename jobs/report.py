@@ -4,6 +4,7 @@ import json
 
 from jobs.config import Config
 from jobs.console import say
+from jobs.history import COMMANDS, SHOWN, nights_of
 from jobs.runs import read_runs
 from pipeline import layout
 from pipeline.documents import Document, read_document
@@ -26,7 +27,9 @@ def write_report(config: Config, store: Storage, run: Document) -> str:
     from pipeline.page import render
 
     path = f"{layout.run(run['run_id'])}/report.html"
-    store.write(path, render(gather(store, run, config.input, config.storage)).encode())
+    nights = [night for night in nights_of(store, config) if night["started_at"] <= run["started_at"]][-SHOWN:]
+    page = gather(store, run, config.input, config.storage, nights if run["command"] in COMMANDS else ())
+    store.write(path, render(page).encode())
     return join(store.url, path)
 
 

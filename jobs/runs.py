@@ -16,6 +16,7 @@ from typing import Any
 from jobs.closing import closing
 from jobs.config import Config
 from jobs.console import say
+from jobs.notify import notify
 from pipeline import layout
 from pipeline.counts import Counts
 from pipeline.documents import Document, encode, read_document
@@ -65,7 +66,8 @@ class Run:
             "skipped": 0, "remaining": 0, "failed_shards": 0, "images_per_s": None,
             "model": None, "fingerprint": None, "exit_code": OK, "failures": [], "failed_files": [], "stages": [],
             "retries": {}, "time_shares": {},
-            "view": None, "review": None, "engines": [], "config": without_secrets(config.model_dump(mode="json")),
+            "view": None, "night": None, "checks": None,
+            "review": None, "engines": [], "config": without_secrets(config.model_dump(mode="json")),
             "versions": library_versions(LIBRARIES),
         }  # fmt: skip
 
@@ -176,6 +178,7 @@ def execute(run: Run, work: Callable[[Run], None]) -> int:
         run.end(FAILED, "the store cannot be written")
     for line in closing(run.record, run.store.url):
         say(line)
+    notify(run.record, run.config.notify)
     return conclude(run)
 
 

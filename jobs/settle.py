@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.console import counted, say
+from jobs.gate import judge
 from jobs.runs import HELD, NOTHING_NEW, STOPPED, Run, utc_now
 from pipeline import layout
 from pipeline.counts import Counts
@@ -18,8 +19,9 @@ from pipeline.storage import join
 
 
 def settle(
-    run: Run, plan: Plan, coverage: Coverage, done: Mapping[str, LedgerEntry], left: Sequence[Shard], limit: str
-) -> None:
+    run: Run, plan: Plan, coverage: Coverage, done: Mapping[str, LedgerEntry], left: Sequence[Shard], limit: str,
+    judges_new: bool = True,
+) -> None:  # fmt: skip
     """Settle a run.
 
     Parameters
@@ -30,24 +32,31 @@ def settle(
         What it was asked to label and did not.
     limit : str
         The limit that it met, in words; empty when it met none.
+    judges_new : bool
+        False for a run that decides about labels held back before: what else is new waits for the night that labels it.
     """
     new = counts_of(plan, done)
     run.count(new)
     run.note(skipped=counts_of(plan, coverage.entries).images_in - new.images_in)
     new.check(f"run {run.id}")
     _report_what_is_left(run, left, limit)
-    view = None
-    if reason := _held(run, plan, coverage):
-        if left:
-            say(f"not published: {reason}")
-        run.end(HELD, f"{reason}; the labels are kept, the view stays as it was")
+    verdict, view = judge(run, plan, coverage, judges_new), None
+    if reason := verdict.fresh:
+        ways = f"`nightshift approve CONFIG --run {verdict.hold}` publishes them, `reject` never does"
+        _hold(run, left, f"{reason}; the labels are kept, the view stays as it was: {ways}")
+    elif coverage.entries and not verdict.coverage.entries and not verdict.earlier:
+        say("nothing is published: all that is labelled so far was rejected")
+    elif reason := _incomplete(run, plan, verdict.coverage):
+        _hold(run, left, f"{reason}; the labels are kept, the view stays as it was")
     else:
-        view = _publish(run, plan, coverage)
+        view = _publish(run, plan, verdict.coverage)
+    if verdict.earlier:
+        _hold(run, (), f"{verdict.earlier}: `nightshift approve` or `reject` decides")
     if run.config.output.table == "delta" and sync_table(run.store, run.config.storage, plan.dataset):
         say(f"the Delta table at {join(run.store.url, layout.table(plan.dataset))} shows the current view")
     if view is not None:
         _review(run, view, coverage)
-    if run.config.label.require_new and not new.images_in:
+    if run.config.label.require_new and not new.images_in and judges_new:
         run.end(NOTHING_NEW)
 
 
@@ -76,8 +85,14 @@ def _remedy(command: str, failures: Sequence[Mapping[str, Any]]) -> str:
     return "the same command tries them again"
 
 
-def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
-    """Return why the result must not be published, an empty string when it may."""
+def _hold(run: Run, left: Sequence[Shard], reason: str) -> None:
+    if left:
+        say(f"not published: {reason}")
+    run.end(HELD, reason)
+
+
+def _incomplete(run: Run, plan: Plan, coverage: Coverage) -> str:
+    """Return why what is labelled makes no view, an empty string when it does."""
     view, entries = read_view(run.store, plan.dataset), coverage.entries
     if not entries:
         return "no shard is labelled yet" if plan.shards else "the plan holds no images"
@@ -88,14 +103,6 @@ def _held(run: Run, plan: Plan, coverage: Coverage) -> str:
         return (
             f"labels of another kind (a new model, filter or columns) replace the view only when every shard has them, and "
             f"{counted(len(missing), 'shard')} with {counted(sum(shard.num_images for shard in missing))} do not (label.relabel: all)"
-        )
-    published = view.shard_ids if same and view else set()
-    fresh = {shard_id: entry for shard_id, entry in entries.items() if shard_id not in published}
-    counts, limit = counts_of(plan, fresh), run.config.label.max_bad_fraction
-    if counts.bad_fraction > limit:
-        return (
-            f"{counts.quarantined:,} of {counts.images_in:,} new images are bad ({counts.bad_fraction:.1%}), more than "
-            f"label.max_bad_fraction = {limit:g}; look at `nightshift report`, then correct the input or raise the limit"
         )
     return ""
 

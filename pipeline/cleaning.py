@@ -18,6 +18,7 @@ from pipeline import layout
 from pipeline.deltatable import VIEW as DELTA_TRANSACTION
 from pipeline.documents import Document, read_document
 from pipeline.errors import NotFoundError, StorageError
+from pipeline.holds import REJECTED, Hold, read_holds
 from pipeline.layout import Generation
 from pipeline.ledger import read_ledger
 from pipeline.plans import read_plan, read_unfinished
@@ -26,6 +27,7 @@ from pipeline.shards import Shard
 from pipeline.storage import Entry, Storage, scheme_of
 
 AT_ONCE = 16
+NIGHTS_KEPT = 30  # records of runs that later nights are compared with
 FOUND = re.compile(r"/(result|tuning|trials/[^/]+|folds/[^/]+)\.json$")
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 
@@ -173,6 +175,7 @@ def _labels(
     ledgers = _grouped(listed["ledger"], 2)
     needed = _generations_of(documents) | {generation.name for generation in scope.generations}
     needed |= {name for name, entries in ledgers.items() if not scope.old(entries)}  # someone is at it
+    needed |= {shard.rpartition("/")[0] for hold in _waiting(store, scope) for shard in hold.shards}
     known = {shard.id for shard in shards}
     ledger = [
         entry
@@ -186,6 +189,11 @@ def _labels(
         for kind in ("labels", "quarantine")
     )
     return ledger, labels, quarantine
+
+
+def _waiting(store: Storage, scope: Scope) -> list[Hold]:
+    """Return what checks have held back and nobody has rejected: it may be published yet."""
+    return [hold for hold in read_holds(store, scope.dataset) if hold.decision != REJECTED]
 
 
 def _committed(store: Storage, dataset: str, names: Iterable[str], shards: Sequence[Shard]) -> set[str]:
@@ -242,6 +250,8 @@ def _runs(store: Storage, scope: Scope, documents: Sequence[Document], listed: S
     own = [record for _, record in pairs if record.get("dataset") == scope.dataset]
     measured = [record for record in own if record.get("images_per_s")]  # --dry-run goes by the last one
     keep = {document.get("run_id") for document in documents} | {r["run_id"] for r in own[-1:] + measured[-1:]}
+    nights = [record["run_id"] for record in own if (record.get("night") or {}).get("images_in")]
+    keep |= {*nights[-NIGHTS_KEPT:], *(hold.run_id for hold in _waiting(store, scope))}
     keep |= {_folder(e) for e, r in zip(entries, records, strict=True) if r.get("dataset") != scope.dataset}
     return [entry for entry in _old_groups(scope, listed) if _folder(entry) not in keep]
 
@@ -258,6 +268,7 @@ def _models(
         records = list(pool.map(lambda path: _record(store, path), young))
     named = {str(found.get("model")) for found in (*documents, *records)}
     named |= {str(file.get("model")) for document in documents for file in document["files"]}
+    named |= {hold.model for hold in _waiting(store, scope)}
     keep = scope.versions | {name.rpartition("@")[2] for name in named if name.startswith(f"{scope.model}@")}
     return [
         entry

@@ -4,7 +4,7 @@ import base64
 import heapq
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -38,8 +38,10 @@ CLASSES_SHOWN = 5  # of an image
 Ledger = list[tuple[Shard, LedgerEntry]]
 
 
-def gather(store: Storage, run: Document, source: InputSettings, storage: StorageSettings) -> PageData:
-    """Return the page of a run, from its record and what the store holds for it."""
+def gather(
+    store: Storage, run: Document, source: InputSettings, storage: StorageSettings, nights: Sequence[Document] = ()
+) -> PageData:
+    """Return the page of a run, from its record, what the store holds for it, and the nights up to it."""
     model, _, version = (run.get("model") or "").partition("@")
     evaluation = read_beside(store, model, version, "evaluation.json") if version else None
     if evaluation and evaluation["dataset"] != run["dataset"]:
@@ -50,6 +52,7 @@ def gather(store: Storage, run: Document, source: InputSettings, storage: Storag
     least, most = _extremes(store, ledger)
     return PageData(
         run=run,
+        nights=tuple(nights),
         label_counts=_label_counts(store, ledger, model, version),
         confidence_counts=tuple(sum(bins) for bins in zip(*(e.confidences for _, e in ledger), strict=True)),
         quarantine=tuple(islice(_rejected(store, ledger), QUARANTINE_ROWS)),

@@ -135,6 +135,16 @@ def look(dataset: str, test_set: str, judged: str) -> str:
     return f"{looks(dataset, test_set)}/{judged}.json"
 
 
+def holds(dataset: str) -> str:
+    """Folder of what checks have held back, and of the decisions about it."""
+    return f"holds/{dataset}"
+
+
+def lease(dataset: str) -> str:
+    """Path of the lease of a data set."""
+    return f"leases/{dataset}.json"
+
+
 def run(run_id: str) -> str:
     """Folder of one run's record and page."""
     return f"runs/{run_id}"

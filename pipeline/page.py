@@ -52,6 +52,7 @@ class PageData:
     most_confident: tuple[Thumbnail, ...]
     misclassified: tuple[Thumbnail, ...]
     spoilt: tuple[tuple[str, tuple[Thumbnail, ...]], ...] = ()  # of one image: corruption, its severities
+    nights: tuple[Row, ...] = ()  # of the data set, oldest first, up to this one
 
 
 def render(data: PageData) -> str:

@@ -164,12 +164,17 @@ class LabelSettings(Section):
     review_below: float | None = Field(None, gt=0, le=1, description="labels less sure go to review/, to be looked at")
     relabel: Literal["all", "new"] = Field("all", description="what a new production model labels: all, or new images")
     max_images: int | None = Field(None, gt=0, description="label whole shards until there are so many images: exit 5")
+    overlap: Literal["wait", "leave", "work"] = Field(
+        "wait", description="while another run labels this data set: wait for it, leave with exit 5, or work beside it"
+    )
     deadline: str | None = Field(None, description="take no new shard after a duration (5h, 90m) or at a time (06:00)")
     batch_size: int = Field(64, gt=0)
     min_workers: int = Field(1, gt=0, description="labellers that must fit before the work starts")
     max_workers: int | None = Field(None, gt=0, description="labellers (default: one per CPU or GPU of the session)")
     cpus_per_worker: float = Field(1, gt=0)
     gpus_per_worker: float | None = Field(None, ge=0, description="default: one where the session has GPUs, else none")
+    memory_mb_per_worker: int | None = Field(None, gt=0, description="memory that Ray keeps free for a labeller")
+    node_labels: dict[str, str] = Field({}, description="Ray labels of the nodes that label: {ray.io/node-group: gpu}")
     attempts: int = Field(3, gt=0, description="tries per shard before it is listed as failed")
     stall_s: float = Field(300, gt=0, description="nothing done for so long: say which shards, and what they wait for")
     buffer_mb: int = Field(256, gt=0, description="encoded and decoded images that one labeller holds at a time")
@@ -217,7 +222,14 @@ class OutputSettings(Section):
 class ClusterSettings(Section):
     """The Ray session."""
 
-    address: str | None = Field(None, description="of a running Ray cluster (default: a one-node session here)")
+    address: str | None = Field(
+        None,
+        description="of a running Ray cluster: host:port or auto; for submit http://head:8265 (default: a session here)",
+    )
+    shared_paths: tuple[str, ...] = Field(
+        (), description="folders that every node mounts at the same place: submit takes local paths only below them"
+    )
+    max_upload_mb: float = Field(32, gt=0, le=100, description="what submit sends along at most, before compression")
     num_cpus: int | None = Field(None, gt=0, description="CPUs of the one-node session (default: all)")
     num_gpus: int | None = Field(None, ge=0)
     price_per_hour: float | None = Field(None, ge=0, description="of the whole cluster, for the estimate of --dry-run")

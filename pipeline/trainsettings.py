@@ -80,6 +80,8 @@ class TrainSettings(Section):
     workers: Workers = Field(Workers(), description="a number, or {min: 1, max: 4}: as many as there is room for")
     cpus_per_worker: int = Field(1, gt=0, description="they read and decode too: several for a GPU")
     gpus_per_worker: float = Field(0, ge=0)
+    memory_mb_per_worker: int | None = Field(None, gt=0, description="memory that Ray keeps free for a worker")
+    node_labels: dict[str, str] = Field({}, description="Ray labels of the nodes that train: {ray.io/node-group: gpu}")
     max_failures: int = Field(2, ge=0, description="deaths and stalls of workers that one run survives")
     checkpoint_minutes: float = Field(2, gt=0, description="what a killed training loses at most")
     checkpoint_steps: int | None = Field(None, gt=0, description="instead of minutes: after every so many steps")

@@ -12,7 +12,8 @@ Scalar = str | int | float | bool | None
 # What decides which training it is, or how it is run: not a matter of better values.
 FIXED = {
     "preset", "mode", "folds", "epochs", "cache_features", "freeze", "early_stopping", "workers", "cpus_per_worker",
-    "gpus_per_worker", "max_failures", "cache_mb", "stall_s", "sanity", "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
+    "gpus_per_worker", "memory_mb_per_worker", "node_labels", "max_failures", "cache_mb", "stall_s", "sanity",
+    "checkpoint_minutes", "checkpoint_steps", "keep_checkpoints",
 }  # fmt: skip
 BORDER = 0.05  # of a range: a best value so near to its end may be better beyond
 

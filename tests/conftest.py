@@ -350,9 +350,10 @@ class LocalPool(Pool):
     """`cluster.workers.ActorPool` and `TaskPool` with workers in this process."""
 
     def __init__(
-        self, factory: Callable[[], Callable[..., Any]], min_workers: int, max_workers: int | None, *size: Any
-    ) -> None:
-        self.places = size[2] if len(size) > 2 else 1
+        self, factory: Callable[[], Callable[..., Any]], min_workers: int, max_workers: int | None, size: Any = None,
+        places: int = 1,
+    ) -> None:  # fmt: skip
+        self.places = places
         self.workers = list(range(max_workers or 2))
         self.retired: list[int] = []
         self._factory = factory
@@ -389,7 +390,7 @@ def local_ray(monkeypatch: pytest.MonkeyPatch) -> LocalRay:
     monkeypatch.setattr("cluster.dispatch.ray", local)
     monkeypatch.setattr("cluster.session.session", session)
     monkeypatch.setattr("cluster.labeller.ActorPool", LocalPool)
-    monkeypatch.setattr("cluster.labeller.available", lambda resource: 0.0)
+    monkeypatch.setattr("cluster.resources.available", lambda resource: 0.0)
     monkeypatch.setattr(
         "cluster.footers.TaskPool", lambda function: LocalPool(lambda: lambda item, _: function(item), 1, 4)
     )

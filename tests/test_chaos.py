@@ -129,11 +129,12 @@ class Scene:
         shards = {"shard_images": IMAGES_PER_SHARD}
         night.whole(night.config(input={**shards, "name": "expected"}), self.version)
         self.expected = published(night.store, "expected")
-        self.config = night.config(input=shards, cluster={"num_cpus": 2})
+        # Runs work beside each other here: what a killed one left is taken up at once.
+        self.config = night.config(input=shards, cluster={"num_cpus": 2}, label={"overlap": "work"})
         self._path = write_config(folder / "night.yaml", self.config)
 
-    def start(self, run_id, workers=1):
-        job = Job(self._path, run_id, "--set", f"label.max_workers={workers}")
+    def start(self, run_id, workers=1, *options):
+        job = Job(self._path, run_id, "--set", f"label.max_workers={workers}", *options)
         self.jobs.append(job)
         return job
 
@@ -286,3 +287,24 @@ def test_two_runs_at_once_on_one_store_end_well(scene):
         record = scene.record(f"twin-{number}")
         assert record["images_in"] + record["skipped"] == len(scene.expected)
     scene.check_complete(views=(1, 2))  # each run may publish the files that it wrote; the rows are the same
+
+
+def test_the_second_of_two_nights_waits_for_the_first_or_leaves(scene):
+    first = scene.start("first", 1, "--set", "label.overlap=wait")
+    scene.wait_for_commits(3, first)
+    held = first.workers()
+    for worker in held:
+        os.kill(worker, signal.SIGSTOP)  # it lasts until the others have seen it
+    leaves = scene.start("leaves", 1, "--set", "label.overlap=leave")
+    waits = scene.start("waits", 1, "--set", "label.overlap=wait")
+    assert leaves.wait() == 5, leaves.last_words
+    wait_until(lambda: "waiting: run first on " in waits.said or waits.ended(), "a word of the second night")
+    for worker in held:
+        os.kill(worker, signal.SIGCONT)
+    assert "run first on " in scene.record("leaves")["outcome"]
+    assert scene.record("leaves")["images_in"] == 0
+    assert [first.wait(), waits.wait()] == [0, 0], waits.last_words
+    assert scene.record("first")["images_in"] == len(scene.expected)
+    assert (scene.record("waits")["images_in"], scene.record("waits")["skipped"]) == (0, len(scene.expected))
+    scene.check_complete()
+    assert not [entry.path for entry in scene.night.store.list("leases")]

@@ -9,7 +9,8 @@ import time
 import pytest
 
 from jobs import cli
-from jobs.cli import COMMANDS, EPILOG, build_parser, main
+from jobs.cli import main
+from jobs.commandline import COMMANDS, EPILOG, build_parser
 from pipeline.errors import StorageError
 
 SURFACE = {
@@ -21,6 +22,9 @@ SURFACE = {
     "robustness": {"--split"},
     "promote": set(),
     "rollback": set(),
+    "approve": {"--run"},
+    "reject": {"--run"},
+    "history": {"--limit"},
     "label": {"--image", "--retry-quarantined", "--date", "--dry-run"},
     "nightly": {"--date", "--dry-run"},
     "labels": {"--to", "--limit"},
@@ -28,7 +32,12 @@ SURFACE = {
     "report": {"--run"},
     "models": {"--measure", "--plot"},
     "clean": {"--older-than", "--yes", "--models"},
-    "doctor": set(),
+    "doctor": {"--address"},
+    "submit": {"--address", "--id", "--no-wait", "--date", "--env", "--with"},
+    "manifest": {"--once", "--cronjob"},
+    "jobs": {"--address"},
+    "logs": {"--address", "--no-wait"},
+    "stop": {"--address", "--no-wait"},
 }
 EVERYWHERE = {"-h", "--help", "--set", "--run-id", "--json"}
 

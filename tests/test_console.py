@@ -160,7 +160,7 @@ def test_a_terminal_shows_one_line_that_fits(clock, width):
     for _ in range(2):
         progress.advance(250_000)
         clock.now += 10
-    shown = console._picture(progress, width).plain
+    shown = console._picture(progress.name, progress.share, progress.line, width).plain
     assert len(shown) < width
     assert "\n" not in shown
     assert shown.startswith("label     ")

@@ -9,6 +9,7 @@ from conftest import LocalPool
 
 from cluster import dispatch as module
 from cluster.dispatch import Failure, dispatch
+from cluster.resources import Size
 from cluster.workers import ActorPool
 from pipeline.errors import IntegrityError, NotFoundError, SourceChangedError, StorageError, TransientError, UsageError
 
@@ -30,7 +31,7 @@ class Flaky:
 
 
 def pool_of(function, slots=3, places=1):
-    return LocalPool(lambda: function, 1, slots, 1, 0, places)
+    return LocalPool(lambda: function, 1, slots, None, places)
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +152,7 @@ class Shared(LocalPool):
     """Workers with two places that die of some items, and with them what else they hold; `alone` is what ran alone."""
 
     def __init__(self, deadly, workers=2):
-        super().__init__(lambda: Flaky(), 1, workers, 1, 0, 2)
+        super().__init__(lambda: Flaky(), 1, workers, None, 2)
         self.deadly, self.held, self.alone = deadly, {}, []
 
     def submit(self, worker, item, halvings):
@@ -205,7 +206,7 @@ def test_an_item_that_must_be_alone_gets_a_worker_to_itself(local_ray):
             return ends
 
     work = Flaky(item4=[MemoryError()])
-    pool = Watched(lambda: work, 1, 2, 1, 0, 2)
+    pool = Watched(lambda: work, 1, 2, None, 2)
     assert len(dict(dispatch(pool, range(30), attempts=1, halvings=3))) == 30
     assert [(item, beside) for item, halvings, beside in seen if halvings] == [(4, 1)]
 
@@ -378,7 +379,7 @@ def killing(deaths, tmp_path):
 @pytest.mark.parametrize("places", [1, 2])
 def test_actors_that_die_are_replaced_and_every_item_still_comes_back(ray_session, tmp_path, places):
     retries = Counter()
-    with ActorPool(killing({3: "exit", 8: "kill"}, tmp_path), 1, 2, cpus=1, places=places) as pool:
+    with ActorPool(killing({3: "exit", 8: "kill"}, tmp_path), 1, 2, Size(1), places=places) as pool:
         ended = list(dispatch(pool, range(12), attempts=3, retries=retries))
         assert len(pool.workers) <= 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["died-3", "died-8"]
@@ -406,6 +407,6 @@ def test_a_real_stall_tells_the_line_where_each_item_hangs(ray_session, tmp_path
             (tmp_path / "go on").touch()
 
     monkeypatch.setattr(caplog.handler, "emit", hears)
-    with ActorPool(open_worker, 1, 1, cpus=1, places=2) as pool:
+    with ActorPool(open_worker, 1, 1, Size(1), places=2) as pool:
         assert sorted(dispatch(pool, [5, 6], attempts=1, stall_s=0.5)) == [(5, 5), (6, 6)]
     assert re.search(r"5 \(\d s\), 6 \(\d s\) on worker \d+ at [\d.]+: [56] for", said[-1]), said

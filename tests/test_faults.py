@@ -44,7 +44,9 @@ class Stage:
         self.night = Night(folder, png)
         self.version = prepared.version if prepared else None
         source = {"shard_images": IMAGES_PER_SHARD}
-        self.config = self.night.config(input=source, cluster={"address": ground.address}, label={"max_workers": 1})
+        self.config = self.night.config(
+            input=source, cluster={"address": ground.address}, label={"max_workers": 1, "overlap": "work"}
+        )
         self._storage = self.night.store
         for number in range(NUM_FILES):
             self.write(number)

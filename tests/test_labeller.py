@@ -6,6 +6,7 @@ import pytest
 
 from cluster.dispatch import Failure
 from cluster.labeller import label, open_extractor, open_judge, over_shards
+from cluster.resources import Size
 from pipeline import labelling
 from pipeline.counts import Counts
 from pipeline.errors import ModelError
@@ -91,10 +92,13 @@ def test_actors_are_as_many_and_as_large_as_the_settings_say(planned, local_ray,
             raise ModelError("enough")
 
     monkeypatch.setattr("cluster.labeller.ActorPool", Pool)
-    settings = LabelSettings(min_workers=2, max_workers=3, cpus_per_worker=2, gpus_per_worker=0.5)
+    settings = LabelSettings(
+        min_workers=2, max_workers=3, cpus_per_worker=2, gpus_per_worker=0.5, memory_mb_per_worker=900,
+        node_labels={"group": "gpu"},
+    )  # fmt: skip
     with pytest.raises(ModelError, match="enough"):
         list(over_shards(plan.shards, len, settings))
-    assert asked == [(len, 2, 3, 2, 0.5, 1)]
+    assert asked == [(len, 2, 3, Size(2, 0.5, 900, {"group": "gpu"}), 1)]
 
 
 @pytest.mark.parametrize(("gpus", "setting", "each"), [(0, None, 0), (2, None, 1), (2, 0, 0), (2, 0.5, 0.5)])
@@ -103,11 +107,11 @@ def test_actors_take_a_gpu_each_where_there_are_some(planned, local_ray, monkeyp
 
     class Pool:
         def __init__(self, *arguments):
-            asked.append(arguments[4])
+            asked.append(arguments[3].gpus)
             raise ModelError("enough")
 
     monkeypatch.setattr("cluster.labeller.ActorPool", Pool)
-    monkeypatch.setattr("cluster.labeller.available", lambda resource: gpus)
+    monkeypatch.setattr("cluster.resources.available", lambda resource: gpus)
     with pytest.raises(ModelError, match="enough"):
         list(over_shards(planned[1].shards, len, LabelSettings(gpus_per_worker=setting)))
     assert asked == [each]

@@ -17,6 +17,9 @@ LOWER = [
     "section",
     "settings",
     "judgesettings",
+    "checksettings",
+    "kubesettings",
+    "kuberay",
     "presets",
     "augmentsettings",
     "trainsettings",
@@ -30,6 +33,7 @@ LOWER = [
     "answers",
     "oddkeys",
     "objectstore",
+    "storecheck",
     "planned",
     "documents",
     "layout",
@@ -40,6 +44,7 @@ LOWER = [
     "shards",
     "selection",
     "plans",
+    "lease",
     "sources",
     "columns",
     "locations",
@@ -61,6 +66,8 @@ LOWER = [
     "promotion",
     "rollup",
     "ledger",
+    "nights",
+    "holds",
     "duplicates",
     "compaction",
     "publication",
@@ -148,8 +155,12 @@ CLUSTER = [
     "checkout",
     "headwatch",
     "session",
+    "createjob",
+    "dashboard",
+    "submission",
     "stall",
     "retries",
+    "nodes",
     "dispatch",
     "workers",
     "footers",
@@ -163,10 +174,12 @@ CLUSTER = [
     "tuner",
 ]
 JOBS = [
+    "commandline",
     "config",
     "console",
     "tally",
     "closing",
+    "notify",
     "runs",
     "plan",
     "survey",
@@ -180,10 +193,15 @@ JOBS = [
     "promote",
     "rollback",
     "limits",
+    "overlap",
     "shift",
+    "gate",
     "settle",
     "label",
+    "approve",
+    "reject",
     "estimate",
+    "history",
     "report",
     "ahead",
     "nightly",
@@ -191,6 +209,12 @@ JOBS = [
     "photo",
     "labels",
     "status",
+    "parcel",
+    "following",
+    "submit",
+    "submitted",
+    "kube",
+    "roundcall",
     "doctor",
     "models",
     "demo",
@@ -276,7 +300,12 @@ def loaded_after(statement: str, *modules: str) -> list[str]:
 
 
 def test_the_command_line_parses_without_torch_or_ray():
-    assert loaded_after("import jobs.cli; jobs.cli.build_parser()", "torch", "ray", "pydantic", "pyarrow") == []
+    assert (
+        loaded_after(
+            "import jobs.cli, jobs.commandline; jobs.commandline.build_parser()", "torch", "ray", "pydantic", "pyarrow"
+        )
+        == []
+    )
 
 
 def test_planning_and_submitting_need_no_torch():
@@ -326,9 +355,9 @@ def test_the_readme_shows_commands():
 
 @pytest.mark.parametrize("command", commands_in_documents())
 def test_commands_in_documents_parse(command):
-    from jobs.cli import build_parser
+    from jobs.commandline import parse
 
-    options = build_parser().parse_args(command.split()[1:])
+    options = parse(command.split()[1:])
     config = getattr(options, "config", None)
     assert config is None or config == "CONFIG" or (ROOT / config).exists()
 

@@ -1,5 +1,7 @@
 import json
 import sys
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -180,3 +182,24 @@ def test_retried_quarantine_shows_in_view_and_table(night, nightshift, local_ray
     assert set(old.files).isdisjoint(new.files)
     assert all(night.store.stat(path) for path in old.files + old.document["quarantine_files"])
     assert ids() == [0, 2]
+
+
+def test_clocks_that_disagree_change_nothing(night, nightshift, local_ray, monkeypatch):
+    """Three nights on machines whose clocks are right, a year behind and a year ahead: numbers decide, not times."""
+    night.write("a.parquet", range(10))
+    night.seal()
+    assert nightshift(night.config(), "nightly").code == 0
+    for number, (first, shift) in enumerate([(10, -365), (20, 365)], start=2):
+        now = datetime.now(UTC) + timedelta(days=shift)
+        clock = SimpleNamespace(now=lambda zone, now=now: now)
+        night.write(f"{number}.parquet", range(first, first + 10))
+        with monkeypatch.context() as patch:
+            for user in ("jobs.runs", "jobs.limits"):
+                patch.setattr(f"{user}.datetime", clock)
+            ended = nightshift(night.config(label={"deadline": "1h"}), "nightly")
+        assert (ended.code, ended.record["labelled"], ended.record["skipped"]) == (0, 10, first)
+        assert ended.record["started_at"].startswith(str(now.year))
+        assert [row[0] for row in published(night.store, "data")] == list(range(first + 10))
+        assert read_view(night.store, "data").n == number
+    again = nightshift(night.config(), "nightly")
+    assert (again.code, again.record["labelled"], read_view(night.store, "data").n) == (0, 0, 3)

@@ -1,99 +1,21 @@
 """Labelling and training on a cluster of several nodes, real raylets on this machine, some of which die and others join."""
 
-import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from conftest import write_config
+from grounds import Ground, kill
 from test_chaos import Job, Scene, below, wait_until
 
 from jobs.config import Config
 from pipeline.settings import ClusterSettings
 
-# Holds the cluster in a process of its own: nodes are objects of the process that started them, and pytest's own
-# process has a session already. One command per line: `add CPUS` answers the node's number, `kill NUMBER`.
-GROUND = """
-import json, sys
-from ray.cluster_utils import Cluster
-cluster, nodes = Cluster(), []
-for line in sys.stdin:
-    command, number = line.split()
-    if command == "add":
-        nodes.append(cluster.add_node(num_cpus=int(number), object_store_memory=80_000_000, include_dashboard=False))
-    else:
-        cluster.remove_node(nodes[int(number)], allow_graceful=False)
-    raylets = [node.all_processes.get("raylet") for node in nodes]
-    print(json.dumps([cluster.address, len(nodes) - 1, [raylet and raylet[0].process.pid for raylet in raylets]]), flush=True)
-cluster.shutdown()
-"""
-
-
-class Ground:
-    """A cluster that a test adds nodes to and takes them from."""
-
-    def __init__(self, log):
-        self._log = log.open("w")
-        command = [sys.executable, "-c", GROUND]
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, start_new_session=True
-        )
-        try:
-            self.head = self.add(0)
-        except BaseException:
-            self.close()
-            raise
-
-    def _tell(self, command):
-        self._process.stdin.write(f"{command}\n")
-        self._process.stdin.flush()
-        for line in self._process.stdout:
-            if line.startswith("["):
-                return json.loads(line)
-        raise AssertionError(f"the cluster's process ended; see {self._log.name}")
-
-    def add(self, cpus):
-        """Start a node, the head if it is the first, and return its number."""
-        self.address, number, self._raylets = self._tell(f"add {cpus}")
-        return number
-
-    def kill(self, number):
-        """Kill -9 all that belongs to a node."""
-        family = below(self._raylets[number])
-        self._tell(f"kill {number}")
-        for pid in family:
-            kill(pid, signal.SIGKILL)
-
-    def labellers(self, number):
-        """Return the process ids of the labellers on a node."""
-        return [pid for pid, command in below(self._raylets[number]).items() if "ray::_Worker" in command]
-
-    def all_labellers(self):
-        """Return the process ids of all labellers."""
-        return [pid for pid, command in below(self._process.pid).items() if "ray::_Worker" in command]
-
-    def close(self):
-        family = below(self._process.pid)
-        self._process.kill()
-        for pid in family:
-            kill(pid, signal.SIGKILL)
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            stream.close()
-
-
 # Who has lost the head looks for it so many seconds before it ends; Ray's default is a minute.
 SHORT_FAREWELL = ("RAY_gcs_rpc_server_reconnect_timeout_s", "5")
 NUM_SHARDS = 240  # so many that a run still goes on when a test on a busy machine has seen its first commits
-
-
-def kill(pid, number):
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
 
 
 @pytest.fixture
@@ -130,6 +52,11 @@ def check(scene, job, run_id):
     record = scene.record(run_id)
     assert (record["images_in"] + record["skipped"], record["failed_shards"]) == (len(scene.expected), 0)
     scene.check_complete()
+    if table := os.environ.get("NIGHTSHIFT_CHAOS_TABLE"):
+        name = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0]
+        told = {key: record[key] for key in ("seconds", "images_in", "skipped", "labelled", "retries")}
+        with Path(table).open("a") as lines:
+            print(json.dumps({"fault": name, "rows_equal": len(scene.expected), **told}), file=lines)
     return record
 
 

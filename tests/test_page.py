@@ -498,3 +498,36 @@ def test_lists_of_numbers_are_drawn_too() -> None:
     changed = tuning("cat")
     changed["space"] = {"train.rate": [0.1, 0.01, 0.001, 0.0001]}
     assert [name for _, name in tried(changed)[0][1]] == ["0.0001", "0.001", "0.01", "0.1"]
+
+
+def nights(count: int = 3) -> tuple[dict, ...]:
+    return tuple(
+        {
+            "night": f"2026-11-{20 + n}", "run_id": f"night-{n}", "images_in": 100 * (n + 1), "bad": 0.01 * n,
+            "psi": 0.1 * n if n else None, "confidence": 0.8, "images_per_s": 90.5, "cost": None,
+            "ended": ("complete", "held back")[n % 2], "published": not n % 2,
+        }
+        for n in range(count)
+    )  # fmt: skip
+
+
+def test_nights_are_trends_with_what_was_held_hollow() -> None:
+    document = render(replace(night(), nights=nights()))
+    assert "Nights" in headings(document)
+    section = document[document.index('id="nights"') : document.index('id="labels"')]
+    assert re.findall(r"<h3>(.*?)</h3>", section) == [
+        "New images", "Bad images", "Shift of the labels", "Mean confidence", "Images per second",
+    ]  # fmt: skip
+    assert section.count("<rect") == 3 + 3 + 2 + 3 + 3
+    assert section.count('class="open"') == 5
+    assert "2026-11-21, night-1: 200, held back" in section
+    assert "Nights" not in headings(render(replace(night(), nights=nights(1)))), "one night is no trend"
+
+
+def test_labels_that_moved_are_a_table_with_names_escaped() -> None:
+    checks = {"nights": 1, "psi": 0.31, "psi_noise": 0.02, "moved": [[EVIL, 0.1, 0.4], ["cat", 0.9, 0.6]]}
+    made = night()
+    document = render(replace(made, run=made.run | {"checks": checks}))
+    assert "against the 1 night before: population stability index 0.310, by chance up to 0.020" in document
+    assert html.escape(EVIL) in document
+    assert EVIL not in document

@@ -4,12 +4,14 @@ import re
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from ray.exceptions import AuthenticationError, RaySystemError
 
 from cluster import session as module
+from cluster.checkout import program
 from cluster.session import session
 from pipeline.errors import TransientError, UsageError
 from pipeline.settings import ClusterSettings
@@ -143,7 +145,7 @@ def test_a_signal_while_ray_starts_takes_effect_when_it_has_started(fake, number
 
 
 def test_workers_of_a_cluster_with_other_code_are_refused_with_both_paths(fake, open_port):
-    fake.there = "/elsewhere/nightshift"
+    fake.there = replace(program(), root="/elsewhere/nightshift")
     here = str(Path(module.__file__).resolve().parent.parent)
     with pytest.raises(UsageError) as raised, session(ClusterSettings(address=f"127.0.0.1:{open_port}")):
         pass
@@ -165,7 +167,24 @@ def test_workers_without_nightshift_are_refused(fake, open_port):
 def test_a_cluster_is_joined_at_its_address(fake, open_port):
     with session(ClusterSettings(address=f"ray://127.0.0.1:{open_port}")):
         pass
-    assert fake.started == [{"address": f"ray://127.0.0.1:{open_port}", "logging_level": "ERROR"}]
+    environment = {"env_vars": module.WORKER_ENVIRONMENT}
+    address = f"ray://127.0.0.1:{open_port}"
+    assert fake.started == [{"address": address, "logging_level": "ERROR", "runtime_env": environment}]
+
+
+def test_a_submitted_job_has_its_environment_already(fake, open_port):
+    module.os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = "{}"
+    with session(ClusterSettings(address=f"127.0.0.1:{open_port}")):
+        pass
+    assert fake.started[0]["runtime_env"] is None
+
+
+def test_a_dashboard_is_not_joined_but_submitted_to(fake):
+    with (
+        pytest.raises(UsageError, match="is a cluster's dashboard, which takes submitted jobs: `nightshift submit"),
+        session(ClusterSettings(address="http://head:8265")),
+    ):
+        pytest.fail("there is no session")
 
 
 @pytest.mark.parametrize("scheme", ["", "ray://"])

@@ -13,6 +13,7 @@ import ray
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from cluster import trainer as module
+from cluster.resources import Size
 from cluster.slowranks import WINDOW_S, SlowRanks
 from cluster.trainer import Trainer, _LostError, _Progress, _raise_failure, _Watch
 from cluster.workergroup import Standing, WorkerGroup
@@ -101,7 +102,7 @@ def test_a_worker_has_the_cpus_it_is_given(trainer, make):
     first = pids(trainer)
     trainer.train(make(SCRATCH | {"workers": 1, "cpus_per_worker": 3, "epochs": 4}, where="larger"), 0, ignore)
     assert pids(trainer) != first
-    assert trainer._group.resources == (3, 0)
+    assert trainer._group.size == Size(3)
     end = time.monotonic() + 20
     while ray.available_resources().get("CPU") != 1:  # of the session's four
         assert time.monotonic() < end
@@ -139,7 +140,7 @@ def test_more_workers_than_the_session_has_cpus_are_refused_at_once(trainer, mak
 def test_as_many_workers_train_as_there_is_room_for(trainer, make, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE_S", 2.0)
     task = make(SCRATCH | {"workers": {"min": 1, "max": 8}})
-    with closing(WorkerGroup(2, 1, 0, 30.0)):  # of the session's four CPUs
+    with closing(WorkerGroup(2, Size(1), 30.0)):  # of the session's four CPUs
         trainer.train(task, 0, ignore)
     assert result_of(task)["workers"] == 2
 
@@ -148,7 +149,7 @@ def test_no_room_for_any_is_said_after_a_while(trainer, make, monkeypatch):
     monkeypatch.setattr(module, "PATIENCE_S", 0.5)
     monkeypatch.setattr(module, "ROOM_S", 1.0)
     with (
-        closing(WorkerGroup(4, 1, 0, 30.0)),
+        closing(WorkerGroup(4, Size(1), 30.0)),
         pytest.raises(TransientError, match=r"no room for train.workers \(2\) of 1 CPU"),
     ):
         trainer.train(make(), 0, ignore)
