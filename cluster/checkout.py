@@ -2,13 +2,14 @@
 
 import hashlib
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pipeline
 from pipeline.errors import UsageError
+from pipeline.libraries import library_versions
 
 LIBRARIES = ("torch", "torchvision")
+PACKAGES = ("jobs", "pipeline", "cluster")
 
 
 def code_root() -> str:
@@ -26,7 +27,7 @@ class Program:
 
 def program() -> Program:
     """Return this process's own."""
-    return Program(code_root(), tuple((name, _version(name)) for name in LIBRARIES))
+    return Program(code_root(), tuple(library_versions(LIBRARIES).items()))
 
 
 def refuse_other(there: Program, where: str = "the workers") -> None:
@@ -45,13 +46,6 @@ def refuse_other(there: Program, where: str = "the workers") -> None:
             )
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _package(root: str) -> str:
     """Return what tells one checkout from another: of one that came with a submitted job its digest, wherever a node unpacks it."""
     name = Path(root).name
@@ -61,6 +55,6 @@ def _package(root: str) -> str:
 def code_digest() -> str:
     """Return 12 hex digits that tell this nightshift's code from any other."""
     root, sha = Path(code_root()), hashlib.sha256()
-    for path in sorted(path for name in ("jobs", "pipeline", "cluster") for path in (root / name).glob("*.py")):
+    for path in sorted(path for name in PACKAGES for path in (root / name).glob("*.py")):
         sha.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return sha.hexdigest()[:12]

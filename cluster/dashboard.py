@@ -140,9 +140,8 @@ def _refusal(at: str, text: str) -> NightshiftError:
     if not before or not digits.isdigit():
         return TransientError(f"{at} cannot answer now: {first_line(Exception(text))}")
     lines = [line for line in rest[3:].lstrip(": ").splitlines() if line.strip()]
-    said = (
-        printable(lines[-1].strip().rstrip("."))[:300] if lines else f"status {digits}"
-    )  # of a traceback the last line
+    last = lines[-1].strip().rstrip(".") if lines else f"status {digits}"  # what a traceback ends with
+    said = printable(last)[:300]
     return _by_status(at, int(digits), said)
 
 

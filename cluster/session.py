@@ -17,7 +17,7 @@ from cluster.checkout import code_root, program, refuse_other
 from cluster.headwatch import watched
 from pipeline.errors import TransientError, UsageError
 from pipeline.refusals import first_line
-from pipeline.settings import ClusterSettings
+from pipeline.settings import ClusterSettings, is_dashboard
 
 # Read by Ray at start. Usage statistics off: nothing leaves the machine. The uv hook off: under `uv run` it would give
 # every worker an environment of its own. Metrics and the memory monitor's noise have no reader in a one-node session.
@@ -93,7 +93,7 @@ def _connect(settings: ClusterSettings) -> None:
 
 def _join(address: str) -> None:
     """Connect to a running cluster; UsageError when none answers."""
-    if address.startswith(("http://", "https://")):
+    if is_dashboard(address):
         raise UsageError(
             f"cluster.address: {address} is a cluster's dashboard, which takes submitted jobs: `nightshift submit nightly CONFIG`; "
             "to join from a node of the cluster give host:port of its head, or auto"

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 from jobs.config import Config, read_config
 from jobs.roundcall import inspect_nodes
-from jobs.runs import library_versions
 from pipeline.documents import Document
 from pipeline.errors import NightshiftError
+from pipeline.libraries import library_versions
 from pipeline.refusals import printable
-from pipeline.settings import ClusterSettings
+from pipeline.settings import ClusterSettings, is_dashboard
 from pipeline.sources import list_source
 from pipeline.storecheck import check_store
 
@@ -26,7 +26,7 @@ def examine(path: str | None, overrides: Sequence[str], address: str | None, as_
     """
     config = _impatient(read_config(path, overrides)) if path else None
     where = address or (config.cluster.address if config else None)
-    if where and where.startswith(("http://", "https://")):
+    if where is not None and is_dashboard(where):
         return _examine_there(config, where, as_json)
     settings = (config.cluster if config else ClusterSettings()).model_copy(update={"address": where})
     report = Report(as_json)

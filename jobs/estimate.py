@@ -4,11 +4,11 @@ import json
 from typing import Any
 
 from jobs.console import counted, say
+from jobs.gate import counts_of
 from jobs.label import check_output, covered, open_shards
 from jobs.limits import Limits
 from jobs.plan import make_plan, present_plan
 from jobs.runs import OUTCOMES, Run, conclude, perform, read_runs
-from jobs.settle import counts_of
 from pipeline.documents import Document
 from pipeline.plans import Plan
 from pipeline.registry import resolve

@@ -52,6 +52,11 @@ def judge(run: Run, plan: Plan, coverage: Coverage, judges_new: bool) -> Verdict
     return Verdict(coverage.without(gate.out), "; ".join(reasons), "; ".join(earlier), name)
 
 
+def counts_of(plan: Plan, entries: Entries) -> Counts:
+    """Return the books of the plan's shards that have an entry."""
+    return sum((entries[s.id].live_counts(s) for s in plan.shards if s.id in entries), Counts())
+
+
 def published(view: View | None, coverage: Coverage) -> set[str]:
     """Return the shards that the view has from the generation that answers for them."""
     names = view.generations if view else {}
@@ -103,7 +108,7 @@ class _Gate:
         if not entries:
             return {}, []
         run, said = self._run, []
-        counts, limit = self._counts(entries), run.config.label.max_bad_fraction
+        counts, limit = counts_of(self._plan, entries), run.config.label.max_bad_fraction
         if counts.bad_fraction > limit:
             said.append(
                 f"{counts.quarantined:,} of {counts.images_in:,} new images are bad ({counts.bad_fraction:.1%}), more than "
@@ -122,12 +127,9 @@ class _Gate:
     def hold(self, reasons: Sequence[str]) -> str:
         """Record what is open as held back, and return the name of that."""
         shards = tuple(sorted(self._names[shard_id] for shard_id in self.open))
-        model, images = str(self._run.record["model"]), self._counts(self.open).images_in
+        model, images = str(self._run.record["model"]), counts_of(self._plan, self.open).images_in
         hold = Hold(self._run.id, model, utc_now(), images, tuple(reasons), shards)
         return write_hold(self._run.store, self._plan.dataset, hold)
-
-    def _counts(self, entries: Entries) -> Counts:
-        return sum((entries[s.id].live_counts(s) for s in self._plan.shards if s.id in entries), Counts())
 
     def _class_names(self) -> dict[str, str]:
         model, _, version = str(self._run.record["model"]).partition("@")

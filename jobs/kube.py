@@ -9,10 +9,10 @@ import yaml
 
 from jobs.config import Config, read_config
 from jobs.console import say
-from jobs.runs import library_versions
 from jobs.submit import refuse_local_paths
 from pipeline.errors import ConfigError
 from pipeline.kuberay import CONFIG, FOLDER, Manifest, config_map, cron_job, name_of, ray_cron_job, ray_job, rendered
+from pipeline.libraries import library_versions
 
 
 def show(options: Any) -> int:

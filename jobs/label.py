@@ -4,10 +4,11 @@ import math
 
 from jobs.config import Config
 from jobs.console import say
+from jobs.gate import counts_of
 from jobs.overlap import alone
 from jobs.plan import present_plan
 from jobs.runs import Run
-from jobs.settle import counts_of, settle
+from jobs.settle import settle
 from jobs.shift import Shift
 from pipeline.coverage import Coverage, read_coverage
 from pipeline.deltatable import require_deltalake

@@ -10,13 +10,12 @@ from typing import Any
 
 import yaml
 
-import pipeline
+from cluster.checkout import PACKAGES, code_root
 from jobs.config import Config, read_config
 from pipeline.errors import ConfigError, UsageError
 from pipeline.settings import ClusterSettings
 
 CONFIG = "submitted.yaml"
-PACKAGES = ("jobs", "pipeline", "cluster")
 # What stays here, by its name. Hidden files hold environments, histories and secrets.
 EXCLUDES = (".*", "__pycache__", "*.pyc", "*.pem", "*.key")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every entry: the same files make the same package, which Ray then sends once
@@ -94,7 +93,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 def _code() -> dict[str, Path]:
     """Return the files of this nightshift."""
-    root = Path(pipeline.__file__).resolve().parent.parent
+    root = Path(code_root())
     return {str(path.relative_to(root)): path for name in PACKAGES for path in _files(root / name)}
 
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from jobs.config import Config
-from jobs.runs import library_versions
 from pipeline.documents import Document
 from pipeline.errors import NightshiftError
+from pipeline.libraries import library_versions
 
 if TYPE_CHECKING:
     from cluster.nodes import Node

@@ -5,11 +5,10 @@ import re
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from datetime import UTC, date, datetime
-from importlib.metadata import PackageNotFoundError, version
 from time import monotonic
 from typing import Any
 
@@ -21,6 +20,7 @@ from pipeline import layout
 from pipeline.counts import Counts
 from pipeline.documents import Document, encode, read_document
 from pipeline.errors import NightshiftError, NotFoundError, StorageError, TransientError, UsageError
+from pipeline.libraries import library_versions
 from pipeline.refusals import printable
 from pipeline.storage import Storage
 
@@ -138,17 +138,6 @@ def without_secrets(value: Any) -> Any:
     if not isinstance(value, str) or "://" not in value:
         return value
     return re.sub(r"\?.*$", "?***", re.sub(r"://[^/@]*@", "://***@", value))
-
-
-def library_versions(names: Sequence[str]) -> dict[str, str | None]:
-    """Return the installed versions, None for what is not installed: submitting, for one, needs no torch."""
-    found: dict[str, str | None] = {}
-    for name in names:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def read_runs(store: Storage) -> list[Document]:

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.console import counted, say
-from jobs.gate import judge
+from jobs.gate import counts_of, judge
 from jobs.runs import HELD, NOTHING_NEW, STOPPED, Run, utc_now
 from pipeline import layout
-from pipeline.counts import Counts
 from pipeline.coverage import Coverage, generations
 from pipeline.deltatable import sync_table
 from pipeline.ledger import LedgerEntry
@@ -58,11 +57,6 @@ def settle(
         _review(run, view, coverage)
     if run.config.label.require_new and not new.images_in and judges_new:
         run.end(NOTHING_NEW)
-
-
-def counts_of(plan: Plan, entries: Mapping[str, LedgerEntry]) -> Counts:
-    """Return the books of the plan's shards that have an entry."""
-    return sum((entries[s.id].live_counts(s) for s in plan.shards if s.id in entries), Counts())
 
 
 def _report_what_is_left(run: Run, left: Sequence[Shard], limit: str) -> None:

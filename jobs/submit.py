@@ -19,9 +19,11 @@ from jobs.config import Config, read_config
 from jobs.console import say
 from jobs.following import watch
 from jobs.parcel import CONFIG, EXCLUDES, Parcel, pack
-from jobs.runs import STOPPED, library_versions
+from jobs.runs import STOPPED
 from pipeline.errors import AlreadyExistsError, ConfigError, UsageError
+from pipeline.libraries import library_versions
 from pipeline.refusals import printable
+from pipeline.settings import is_dashboard
 from pipeline.storage import scheme_of
 from pipeline.weightsource import Location, weight_source
 
@@ -108,10 +110,8 @@ def examine_cluster(config: Config | None, address: str, as_json: bool) -> int:
 
 def address_of(given: str | None, config: Config | None = None) -> str:
     """Return the dashboard's URL: as given, from the config, from the environment; UsageError when nobody says."""
-    configured = config.cluster.address if config else None
-    if configured and not configured.startswith(("http://", "https://")):
-        configured = None  # the address to join from a node of the cluster
-    address = given or configured or os.environ.get("RAY_API_SERVER_ADDRESS")
+    configured = config.cluster.address if config else None  # or the address to join from a node of the cluster
+    address = given or (configured if is_dashboard(configured) else None) or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not address:
         raise UsageError(
             "which cluster? Give --address with the URL of its dashboard, such as http://head:8265, or set RAY_API_SERVER_ADDRESS"

@@ -6,7 +6,6 @@ each measure: they do so beside each other, as they will work, and the first to 
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
 from typing import Any
 
@@ -17,6 +16,7 @@ from pipeline.calibration import calibration_photos
 from pipeline.documents import digest
 from pipeline.enginecache import EngineCache
 from pipeline.errors import ModelError
+from pipeline.libraries import library_versions
 from pipeline.logits import Engine, Logits
 from pipeline.manifest import Manifest
 from pipeline.processors import has_bf16
@@ -99,15 +99,8 @@ def choice_key(manifest: Manifest, settings: LabelSettings, node: Node) -> str:
     asked = settings.model_dump(include={"engine", "precision", "min_agreement", "max_difference", "batch_size"})
     if settings.embeddings:
         asked["embeddings"] = True
-    libraries = [f"{name} {_installed(name)}" for name in LIBRARIES]
+    libraries = [f"{name} {version or 'none'}" for name, version in library_versions(LIBRARIES).items()]
     return digest([ENGINES_VERSION, manifest.id, asked, libraries, asdict(node)])
-
-
-def _installed(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:  # not on every platform
-        return "none"
 
 
 def candidates(settings: LabelSettings, node: Node) -> Iterator[list[Candidate]]:

@@ -17,9 +17,7 @@ from pipeline.errors import AlreadyExistsError, NotFoundError, StorageError, Sto
 from pipeline.storage import Storage
 
 BEAT_S = 5.0
-SILENT_S = (
-    30.0  # a holder that has not written for so long is gone; longer than a slow PUT with its retries usually takes
-)
+SILENT_S = 30.0  # a holder that has not written for so long is gone; a slow PUT with its retries takes less
 LOOK_S = 1.0
 
 

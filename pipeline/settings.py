@@ -219,6 +219,11 @@ class OutputSettings(Section):
     compact_below: int = Field(10_000, ge=0, description="rows; smaller files are joined when many have gathered")
 
 
+def is_dashboard(address: str | None) -> bool:
+    """Whether an address is that of a cluster's dashboard, which takes jobs, and not one to join."""
+    return address is not None and address.startswith(("http://", "https://"))
+
+
 class ClusterSettings(Section):
     """The Ray session."""
 

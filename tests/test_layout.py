@@ -28,6 +28,7 @@ LOWER = [
     "retrying",
     "refusals",
     "processors",
+    "libraries",
     "allocator",
     "storage",
     "answers",

@@ -58,7 +58,7 @@ def checkout(tmp_path, monkeypatch):
                  "store/labels.bin", "jobs/__pycache__/a.pyc", "id.pem", "deep/.secret/x", "deep/data/x", "deep/x.py"):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
-    monkeypatch.setattr(module.pipeline, "__file__", str(root / "pipeline/__init__.py"))
+    monkeypatch.setattr(module, "code_root", lambda: str(root))
     return root
 
 

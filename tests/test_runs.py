@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 
-from jobs import runs
 from jobs.runs import Run, execute, read_runs, without_secrets
 from pipeline.counts import Counts
 from pipeline.errors import (
@@ -126,10 +125,6 @@ def test_the_outcome_has_no_credentials(night):
     run = Run("label", night.config(), None)
     run.end(1, "https://me:pw@host/x does not answer")
     assert run.record["outcome"] == "failed: https://***@host/x does not answer"
-
-
-def test_library_that_is_not_installed_has_no_version(night):
-    assert runs.library_versions(["pyarrow", "no-such-library"])["no-such-library"] is None
 
 
 def test_defect_shows_its_traceback_when_asked_to(night, capsys, monkeypatch):
